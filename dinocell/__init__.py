@@ -1,0 +1,58 @@
+"""DINOCell: self-supervised pretraining and fine-tuning of cell-segmentation models on microscopy.
+
+The names below are loaded on first use, so that `import dinocell` stays quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dinocell import curation, data, evaluation, finetune, inference, metrics, models, objectives, pretrain, report
+    from dinocell.inference import Segmenter, load_model, segment
+
+_FUNCTIONS = {"segment": "dinocell.inference", "load_model": "dinocell.inference", "Segmenter": "dinocell.inference"}
+_MODULES = (
+    "curation",
+    "data",
+    "evaluation",
+    "finetune",
+    "inference",
+    "metrics",
+    "models",
+    "objectives",
+    "pretrain",
+    "report",
+)
+
+__all__ = [
+    "Segmenter",
+    "__version__",
+    "curation",
+    "data",
+    "evaluation",
+    "finetune",
+    "inference",
+    "load_model",
+    "metrics",
+    "models",
+    "objectives",
+    "pretrain",
+    "report",
+    "segment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"dinocell.{name}")
+    raise AttributeError(f"module 'dinocell' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,53 @@
+"""Install DINOCell: ``pip install -c constraints.txt .`` (see README.md)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="dinocell",
+    version="0.1.0",
+    description="Self-supervised pretraining and fine-tuning of cell-segmentation models",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    # Only the library: the script folders (ssl/ above all) must never be installed as packages.
+    packages=find_packages(include=["dinocell", "dinocell.*"]),
+    package_data={"dinocell": ["py.typed", "recipes/*.yaml"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-image>=0.22",
+        "opencv-python-headless>=4.8",
+        "numba>=0.59",
+        "tifffile>=2023.7",
+        "imagecodecs>=2023.7",
+        "omegaconf>=2.4,<3",
+        "fvcore>=0.1.5",
+        "iopath>=0.1.10",
+        "submitit>=1.5",
+        "safetensors>=0.4",
+        "typer>=0.12",
+        "rich>=13",
+        "matplotlib>=3.8",
+        "pandas>=2.1",
+        "tensorboard>=2.14",
+        "pyyaml>=6",
+    ],
+    extras_require={
+        "xformers": ["xformers>=0.0.29"],
+        "formats": ["bioio", "bioio-czi", "bioio-nd2", "bioio-lif", "bioio-ome-zarr"],
+        "test": ["pytest>=8", "pytest-timeout", "hypothesis"],
+        "dev": ["ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["dinocell = dinocell.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "License :: OSI Approved :: Apache Software License",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+)
