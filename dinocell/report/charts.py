@@ -131,7 +131,18 @@ def _finish(axes: Axes, title: str, xlabel: str, ylabel: str, theme: Theme, *, l
     axes.set_ylabel(ylabel, color=theme.text, fontsize=9.5)
     axes.set_title(title, color=theme.text, fontsize=10.5, loc="left", fontweight="bold")
     if legend:
-        axes.legend(frameon=False, labelcolor=theme.text, fontsize=8.5)
+        # Below the axes it covers no data, however the lines run.
+        handles, names = axes.get_legend_handles_labels()
+        columns = min(len(names), 3)
+        axes.figure.legend(
+            handles,
+            names,
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            labelcolor=theme.text,
+            fontsize=8.5,
+        )
 
 
 def _png(figure: Figure) -> bytes:
