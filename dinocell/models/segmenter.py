@@ -1,0 +1,147 @@
+"""The segmentation network: a crop in, one raw map per target out; and its folder on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dinocell.checkpoint import atomic_write_bytes, atomic_write_text
+from dinocell.config import from_dict
+from dinocell.errors import CheckpointError, ConfigError, DinoCellError
+from dinocell.models.decoder import Decoder, DecoderConfig, upsampling_blocks
+from dinocell.models.formats import read_safetensors
+from dinocell.models.resize import IMAGENET_MEAN, IMAGENET_STD
+from dinocell.models.vision_transformer import GRAY_MEAN, GRAY_STD, VisionTransformer, ViTConfig
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+class SegmentationModel(nn.Module):
+    """Backbone and decoder (paper §3.1.2).
+
+    Args:
+        backbone: gray (in_channels 1) or RGB; an RGB backbone gets the gray crop in all three channels.
+        decoder: its configuration.
+        channels: number of maps K.
+        crop_size: side of the crops the model is trained on, px.
+        input_size: side a crop is resized to before the backbone, px; a multiple of the backbone's patch.
+    """
+
+    rgb_mean: Tensor
+    rgb_std: Tensor
+
+    def __init__(
+        self, backbone: VisionTransformer, decoder: DecoderConfig, channels: int, crop_size: int, input_size: int
+    ) -> None:
+        super().__init__()
+        patch = backbone.patch_size
+        if input_size < patch or input_size % patch:
+            below = max(input_size // patch, 1) * patch
+            raise ConfigError(f"input_size: {input_size} px; the patch {patch} divides {below} and {below + patch}")
+        self.backbone = backbone
+        self.decoder_config = decoder
+        self.channels = channels
+        self.crop_size = crop_size
+        self.input_size = input_size
+        blocks = upsampling_blocks(crop_size, input_size // patch)
+        self.decoder = Decoder(decoder, backbone.embed_dim, channels, blocks)
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        self.register_buffer("rgb_mean", mean.reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("rgb_std", std.reshape(1, 3, 1, 1), persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Raw maps of preprocessed crops.
+
+        Args:
+            z: [B, 1, H, W] of zero mean and unit variance over the whole image; usually H = W = crop_size. Other
+                sizes are resized by the same factor.
+
+        Returns:
+            [B, K, H, W], without activation.
+
+        Raises:
+            ValueError: the resized crop is not a multiple of the patch.
+        """
+        height, width = z.shape[-2:]
+        x = self._backbone_input(z)
+        tokens = self.backbone.forward_features(x)["x_norm_patchtokens"]  # [B, N, D]
+        rows, columns = (side // self.backbone.patch_size for side in x.shape[-2:])
+        features = tokens.transpose(1, 2).unflatten(2, (rows, columns))  # [B, D, rows, columns]
+        maps: Tensor = self.decoder(features, (height, width))
+        return maps
+
+    def _backbone_input(self, z: Tensor) -> Tensor:
+        """Crops at the backbone's resolution and in its value range: [B, C, ·, ·]."""
+        height, width = (round(side * self.input_size / self.crop_size) for side in z.shape[-2:])
+        if (height, width) != tuple(z.shape[-2:]):
+            shrinks = self.input_size < self.crop_size
+            z = F.interpolate(z, size=(height, width), mode="bicubic", align_corners=False, antialias=shrinks)
+        gray = z * GRAY_STD + GRAY_MEAN
+        if self.backbone.in_channels == 1:
+            return gray
+        return (gray - self.rgb_mean) / self.rgb_std
+
+
+def save_model(directory: str | Path, model: SegmentationModel, meta: Mapping[str, Any], *, half: bool = False) -> Path:
+    """Write `model.safetensors` and `config.json`, all that inference needs, into `directory` (made if absent).
+
+    Args:
+        meta: what else inference needs to know (preprocess, objective, training…), as plain JSON values.
+        half: store float16 instead of float32.
+
+    Returns:
+        The directory.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    config = {
+        **meta,
+        "backbone": dataclasses.asdict(model.backbone.config),
+        "decoder": dataclasses.asdict(model.decoder_config),
+        "channels": model.channels,
+        "crop_size": model.crop_size,
+        "input_size": model.input_size,
+    }
+    atomic_write_bytes(directory / WEIGHTS_NAME, save(state))
+    atomic_write_text(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    return directory
+
+
+def load_model_folder(
+    directory: str | Path, device: str | torch.device = "cpu"
+) -> tuple[SegmentationModel, dict[str, Any]]:
+    """Read what `save_model` wrote: the model in evaluation mode, float32, on `device`, and config.json's content.
+
+    Raises:
+        ConfigError: the folder or a file in it is missing.
+        CheckpointError: a file is damaged, or the weights do not fit the configuration.
+    """
+    directory = Path(directory)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (directory / name).is_file():
+            raise ConfigError(f"{directory / name}: no such file; a model folder holds {WEIGHTS_NAME}, {CONFIG_NAME}")
+    try:
+        meta: dict[str, Any] = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+        backbone = VisionTransformer(from_dict(ViTConfig, meta["backbone"]))
+        decoder = from_dict(DecoderConfig, meta["decoder"])
+        model = SegmentationModel(backbone, decoder, meta["channels"], meta["crop_size"], meta["input_size"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, DinoCellError) as error:
+        raise CheckpointError(f"{directory / CONFIG_NAME}: not a model configuration ({error})") from error
+    state, _ = read_safetensors(directory / WEIGHTS_NAME)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{directory / WEIGHTS_NAME}: does not fit its {CONFIG_NAME}: {reason}") from error
+    return model.to(device).eval(), meta
