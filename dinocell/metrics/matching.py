@@ -1,0 +1,242 @@
+"""The sparse table of overlaps that every instance metric reads, and exact matchings on it.
+
+Two label images overlap in few pairs of objects: about as many as there are objects. The table is built from runs of
+equal labels (never a truth × prediction matrix), so time and memory grow with pixels and with overlapping pairs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+_STRIP_PIXELS = 1 << 19  # pixels whose runs are held at once: bounds the memory at any image size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """Every object of two label images and every pair that shares a pixel; background (0) is no object.
+
+    R objects in the truth, S in the prediction, P overlapping pairs.
+
+    Attributes:
+        truth_ids: [R] label values, ascending.
+        truth_areas: [R] pixels of each object.
+        prediction_ids: [S] label values, ascending.
+        prediction_areas: [S] pixels of each object.
+        rows: [P] index into the truth objects of each pair.
+        columns: [P] index into the predicted objects of each pair.
+        intersections: [P] shared pixels, all > 0.
+        pixels: pixels compared (without ignored ones).
+    """
+
+    truth_ids: IntArray
+    truth_areas: IntArray
+    prediction_ids: IntArray
+    prediction_areas: IntArray
+    rows: IntArray
+    columns: IntArray
+    intersections: IntArray
+    pixels: int
+
+    @property
+    def ious(self) -> FloatArray:
+        """[P] intersection over union of each overlapping pair, in (0, 1]."""
+        unions = self.truth_areas[self.rows] + self.prediction_areas[self.columns] - self.intersections
+        return self.intersections / unions
+
+
+def find_overlaps(labels: NDArray[Any], predictions: NDArray[Any], ignore: NDArray[Any] | None = None) -> Overlaps:
+    """Count the pixels shared by each object of `labels` with each object of `predictions`.
+
+    Args:
+        labels: integer or boolean label image of any shape and any label values >= 0; 0 = background.
+        predictions: the same for the prediction, of the same shape.
+        ignore: nonzero where pixels are left out of both images, of the same shape; None compares every pixel.
+
+    Raises:
+        ValueError: shapes differ, a label is negative, or values are not whole numbers.
+    """
+    truth, predicted = _as_labels(labels, "labels"), _as_labels(predictions, "predictions")
+    if truth.shape != predicted.shape:
+        raise ValueError(f"labels have shape {truth.shape} but predictions {predicted.shape}: scores need equal shapes")
+    keep = None if ignore is None else np.asarray(ignore) == 0
+    if keep is not None and keep.shape != truth.shape:
+        raise ValueError(f"labels have shape {truth.shape} but ignore has {keep.shape}: scores need equal shapes")
+    pairs = _count_pairs(truth, predicted, keep)  # [3, pairs with background]
+    return _build(pairs, pixels=truth.size if keep is None else int(np.count_nonzero(keep)))
+
+
+def maximum_weight_matching(rows: IntArray, columns: IntArray, weights: FloatArray) -> IntArray:
+    """Indices of the pairs in a one-to-one matching of maximum total weight; exact.
+
+    Args:
+        rows: [P] row of each pair; a (row, column) occurs at most once.
+        columns: [P] column of each pair.
+        weights: [P] positive weights.
+
+    Returns:
+        Indices into the P pairs, ascending: no two share a row or a column.
+    """
+    alive = np.arange(len(rows))
+    chosen: list[IntArray] = []
+    while len(alive):
+        dominant = _dominant(rows[alive], columns[alive], weights[alive])
+        if not dominant.any():
+            break
+        chosen.append(alive[dominant])
+        taken_rows, taken_columns = rows[alive[dominant]], columns[alive[dominant]]
+        alive = alive[~(np.isin(rows[alive], taken_rows) | np.isin(columns[alive], taken_columns))]
+    if len(alive):
+        chosen.append(alive[_assign(rows[alive], columns[alive], weights[alive])])
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def match_by_iou(overlaps: Overlaps, threshold: float) -> IntArray:
+    """Indices of the pairs matched one to one with IoU >= `threshold`: as many as possible, then of the highest IoU.
+
+    Above 0.5 a pair that reaches the threshold excludes all others, so no assignment is needed.
+
+    Raises:
+        ValueError: `threshold` is not in (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold: {threshold} is not an IoU in (0, 1]")
+    ious = overlaps.ious
+    candidates = np.flatnonzero(ious >= threshold)
+    if threshold > 0.5 or not len(candidates):
+        return candidates
+    weights = 1 + ious[candidates] / (1 + min(len(overlaps.truth_ids), len(overlaps.prediction_ids)))
+    matched = maximum_weight_matching(overlaps.rows[candidates], overlaps.columns[candidates], weights)
+    return candidates[matched]
+
+
+def _as_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """`array` as non-negative integers, without a copy where it already is."""
+    labels = np.atleast_1d(np.asarray(array))
+    if labels.dtype == np.bool_:
+        return labels.view(np.uint8)
+    if labels.dtype.kind == "f":
+        if not np.array_equal(labels, np.round(labels)) or np.isinf(labels).any():
+            raise ValueError(f"{name}: values are not whole numbers ({labels.dtype}): pass an integer label image")
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{name}: dtype {labels.dtype} is not an integer label image")
+    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
+        raise ValueError(f"{name}: negative label {labels.min()}: labels are 0 (background) and up")
+    if labels.dtype.itemsize == 8 and labels.size and labels.max() >= 2**63:
+        raise ValueError(f"{name}: label {labels.max()} is beyond 2**63 − 1")
+    return labels
+
+
+def _count_pairs(truth: NDArray[Any], predicted: NDArray[Any], keep: NDArray[np.bool_] | None) -> IntArray:
+    """[3, n]: truth label, predicted label and pixel count of every pair of values that occurs, background included."""
+    rows_per_strip = max(1, _STRIP_PIXELS * len(truth) // max(1, truth.size))
+    tables = [np.zeros((3, 0), np.int64)]
+    for start in range(0, len(truth), rows_per_strip):
+        strip = slice(start, start + rows_per_strip)
+        tables.append(_merge(_runs(truth[strip], predicted[strip], None if keep is None else keep[strip])))
+    return _merge(np.concatenate(tables, axis=1))
+
+
+def _runs(truth: NDArray[Any], predicted: NDArray[Any], keep: NDArray[np.bool_] | None) -> IntArray:
+    """[3, runs]: the two labels and the length of each run of pixels over which neither image changes."""
+    if keep is not None:
+        truth, predicted = truth[keep], predicted[keep]
+    truth, predicted = truth.ravel(), predicted.ravel()
+    if not truth.size:
+        return np.zeros((3, 0), np.int64)
+    changes = truth[1:] != truth[:-1]
+    changes |= predicted[1:] != predicted[:-1]
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    lengths = np.diff(starts, append=truth.size)
+    return np.stack([truth[starts].astype(np.int64), predicted[starts].astype(np.int64), lengths])  # [3, runs]
+
+
+def _merge(table: IntArray) -> IntArray:
+    """Sum the counts of equal (truth, prediction) pairs; pairs come out in ascending order."""
+    truth, predicted, counts = table
+    if not len(counts):
+        return table
+    if int(truth.max()) < 2**31 and int(predicted.max()) < 2**31:  # one sortable number a pair
+        order = np.argsort((truth << 32) | predicted)
+    else:
+        order = np.lexsort((predicted, truth))
+    truth, predicted, counts = truth[order], predicted[order], counts[order]
+    first = np.concatenate([[True], (truth[1:] != truth[:-1]) | (predicted[1:] != predicted[:-1])])
+    starts = np.flatnonzero(first)
+    return np.stack([truth[starts], predicted[starts], np.add.reduceat(counts, starts)])  # [3, pairs]
+
+
+def _build(pairs: IntArray, pixels: int) -> Overlaps:
+    truth, predicted, counts = pairs
+    truth_ids, truth_index = np.unique(truth, return_inverse=True)
+    prediction_ids, prediction_index = np.unique(predicted, return_inverse=True)
+    truth_areas = _sum_by(truth_index, counts, len(truth_ids))
+    prediction_areas = _sum_by(prediction_index, counts, len(prediction_ids))
+    truth_skip, prediction_skip = int(0 in truth_ids[:1]), int(0 in prediction_ids[:1])
+    inside = (truth > 0) & (predicted > 0)
+    return Overlaps(
+        truth_ids=truth_ids[truth_skip:],
+        truth_areas=truth_areas[truth_skip:],
+        prediction_ids=prediction_ids[prediction_skip:],
+        prediction_areas=prediction_areas[prediction_skip:],
+        rows=truth_index[inside] - truth_skip,
+        columns=prediction_index[inside] - prediction_skip,
+        intersections=counts[inside],
+        pixels=pixels,
+    )
+
+
+def _sum_by(index: IntArray, values: IntArray, size: int) -> IntArray:
+    """Sum integer `values` by `index`, exactly (a weighted bincount would go through float)."""
+    total = np.zeros(size, np.int64)
+    np.add.at(total, index, values)
+    return total
+
+
+def _dominant(rows: IntArray, columns: IntArray, weights: FloatArray) -> NDArray[np.bool_]:
+    """[P] pairs that some maximum matching surely holds: as heavy as the best rivals in row and column together.
+
+    Swapping such a pair in removes at most one rival from its row and one from its column, which weigh no more.
+    """
+    row_best, row_second = _two_best(rows, weights)
+    column_best, column_second = _two_best(columns, weights)
+    is_best = (row_best[rows] == np.arange(len(rows))) & (column_best[columns] == np.arange(len(rows)))
+    return is_best & (weights >= row_second[rows] + column_second[columns])
+
+
+def _two_best(groups: IntArray, weights: FloatArray) -> tuple[IntArray, FloatArray]:
+    """For each group: the index of its heaviest pair, and the weight of the next one (0 where there is none)."""
+    order = np.lexsort((weights, groups))  # [P], the heaviest of a group last
+    last = np.flatnonzero(np.append(groups[order][1:] != groups[order][:-1], True))
+    size = int(groups.max()) + 1
+    best, second = np.full(size, -1, np.int64), np.zeros(size)
+    best[groups[order[last]]] = order[last]
+    has_second = (last > 0) & (groups[order[last - 1]] == groups[order[last]])
+    second[groups[order[last[has_second]]]] = weights[order[last[has_second] - 1]]
+    return best, second
+
+
+def _assign(rows: IntArray, columns: IntArray, weights: FloatArray) -> IntArray:
+    """Indices of a maximum-weight matching by sparse shortest augmenting paths (Jonker–Volgenant).
+
+    SciPy's solver wants every row matched: each row gets a column of its own that stands for "unmatched".
+    """
+    row_ids, row = np.unique(rows, return_inverse=True)
+    column_ids, column = np.unique(columns, return_inverse=True)
+    n_rows, n_columns = len(row_ids), len(column_ids)
+    ceiling = float(weights.max()) + 1  # costs must be explicit and nonzero; every row pays it once
+    cost = np.concatenate([ceiling - weights, np.full(n_rows, ceiling)])
+    all_rows = np.concatenate([row, np.arange(n_rows)])
+    all_columns = np.concatenate([column, n_columns + np.arange(n_rows)])
+    graph = csr_array((cost, (all_rows, all_columns)), shape=(n_rows, n_columns + n_rows))
+    matched_rows, matched_columns = min_weight_full_bipartite_matching(graph)
+    match = np.full(n_rows, -1, np.int64)
+    match[matched_rows] = matched_columns
+    return np.flatnonzero(match[row] == column)
