@@ -1,0 +1,1 @@
+"""Images and labels: reading, preprocessing, labelled data sets, crops."""

@@ -1,0 +1,71 @@
+"""Crops for training and inference: short side up to the crop, then a window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def cover_size(shape: tuple[int, int], crop: int) -> tuple[int, int]:
+    """Size (H, W) px after scaling so that the short side is at least `crop`, aspect kept; large images stay."""
+    short = min(shape)
+    if short >= crop:
+        return shape
+    scale = crop / short
+    return max(round(shape[0] * scale), crop), max(round(shape[1] * scale), crop)
+
+
+def resize_image(image: Array, size: tuple[int, int]) -> Array:
+    """Image (H, W) to `size`: bicubic up, area-averaged down; dtype kept, float32 for any but uint8 and uint16."""
+    if image.shape[:2] == size:
+        return image
+    values = image if image.dtype in (np.uint8, np.uint16) else image.astype(np.float32)
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    return np.asarray(
+        cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    )
+
+
+def resize_labels(labels: Array, size: tuple[int, int]) -> Array:
+    """Labels (H, W) to `size` by nearest neighbour (pixel centres); any integer dtype, exact."""
+    if labels.shape == size:
+        return labels
+    rows = ((np.arange(size[0]) + 0.5) * labels.shape[0] / size[0]).astype(np.intp)
+    columns = ((np.arange(size[1]) + 0.5) * labels.shape[1] / size[1]).astype(np.intp)
+    return labels[rows[:, None], columns[None, :]]
+
+
+def scale_to_cover(image: Array, crop: int) -> Array:
+    """Image (H, W) whose short side is at least `crop` (paper §3.3: scaled up, aspect kept)."""
+    return resize_image(image, cover_size((image.shape[0], image.shape[1]), crop))
+
+
+def random_window(shape: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top-left corner (y, x) of a uniformly random `crop`² window inside `shape`.
+
+    Raises:
+        ValueError: the image is smaller than the crop; `scale_to_cover` comes first.
+    """
+    _check(shape, crop)
+    return int(rng.integers(shape[0] - crop + 1)), int(rng.integers(shape[1] - crop + 1))
+
+
+def centred_window(shape: tuple[int, int], crop: int) -> tuple[int, int]:
+    """Top-left corner (y, x) of the centred `crop`² window; errors as `random_window`."""
+    _check(shape, crop)
+    return (shape[0] - crop) // 2, (shape[1] - crop) // 2
+
+
+def take(array: Array, y: int, x: int, crop: int) -> Array:
+    """View of the window (…, crop, crop) whose corner is (y, x); leading axes are kept."""
+    return array[..., y : y + crop, x : x + crop]
+
+
+def _check(shape: tuple[int, int], crop: int) -> None:
+    if min(shape) < crop:
+        raise ValueError(f"image of {shape} is smaller than the crop of {crop}")

@@ -1,0 +1,180 @@
+"""Gray planes of an image of any axes, and the contrast rules that combine channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dinocell.data import axes as axis_rules
+from dinocell.data.focus import best_focus
+from dinocell.data.image import Array, ImageFile, Plane
+from dinocell.data.preprocess import percentiles
+
+DepthRule = Literal["focus", "max"]
+ColourRule = Literal["auto", "luma", "channels"]
+
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""ITU-R BT.601 weights of R, G, B."""
+DARK_BACKGROUND = 0.25
+"""A colour picture whose median brightness is below this fraction of its range shows fluorophores, not a stain."""
+EQUAL_TOLERANCE = 2 / 255
+"""Colour channels that nowhere differ by more than this fraction of the range are one gray picture."""
+
+
+def planes(
+    image: ImageFile, *, z: DepthRule = "focus", colour: ColourRule = "auto", combined: bool = True
+) -> Iterator[tuple[str, Plane]]:
+    """Named gray planes (H, W) of an image: each time point, each channel, and the channels combined (paper §3.1.1).
+
+    Depth becomes one plane: the best focused one, or the maximum. Colour (S axis) pictures give one plane when
+    their channels are equal; under "auto" otherwise the luma of a bright picture (a stain or a camera) or the
+    separate channels of a dark one (fluorophores). Alpha is dropped.
+
+    Args:
+        image: any axes.
+        z: how a Z axis becomes one plane.
+        colour: "luma" or "channels" force one reading of S axes.
+        combined: also give the mean of the stretched channels where there are two or more.
+
+    Yields:
+        A name such as "gray", "luma", "c0", "c1", "combined", "t005_c0", and a plane of the image's dtype
+        (float32 for "luma" and "combined").
+    """
+    array, axes = image.array, image.axes
+    order = [axes.index(letter) for letter in axis_rules.AXES if letter in axes]
+    array = array.transpose(order)
+    axes = "".join(letter for letter in axis_rules.AXES if letter in axes)
+    frames = array if "T" in axes else array[None]
+    axes = axes.replace("T", "")
+    for number, frame in enumerate(frames):
+        prefix = f"t{number * image.t_step:03d}_" if len(frames) > 1 else ""
+        for name, plane in _channels(frame, axes, z, colour, combined):
+            yield prefix + name, plane
+
+
+def _channels(frame: Array, axes: str, z: DepthRule, colour: ColourRule, combined: bool) -> Iterator[tuple[str, Plane]]:
+    """Planes of one time point with axes out of ZCYXS, in that order."""
+    if "S" in axes:
+        samples = np.moveaxis(frame, -1, 0)  # [S, …, Y, X]
+        axes = axes.replace("S", "")
+        if "C" in axes:  # a stack of colour pictures: each C is read as its own picture
+            for number in range(frame.shape[axes.index("C")]):
+                picture = np.take(samples, number, axis=1 + axes.index("C"))
+                rest = axes.replace("C", "")
+                yield from ((f"c{number}_{n}", p) for n, p in _colour(picture, rest, z, colour, combined))
+            return
+        yield from _colour(samples, axes, z, colour, combined)
+        return
+    if "C" not in axes:
+        yield "gray", flatten_depth(frame, axes, z)
+        return
+    where = axes.index("C")
+    rest = axes.replace("C", "")
+    separate = [flatten_depth(np.take(frame, c, axis=where), rest, z) for c in range(frame.shape[where])]
+    yield from _separate(separate, combined)
+
+
+def _separate(channels: list[Plane], combined: bool) -> Iterator[tuple[str, Plane]]:
+    if len(channels) == 1:
+        yield "gray", channels[0]
+        return
+    for number, plane in enumerate(channels):
+        yield f"c{number}", plane
+    if combined:
+        yield "combined", combine(channels)
+
+
+def _colour(samples: Array, axes: str, z: DepthRule, colour: ColourRule, combined: bool) -> Iterator[tuple[str, Plane]]:
+    """Planes of one colour picture (S, [Z,] Y, X)."""
+    channels = [flatten_depth(sample, axes, z) for sample in samples]
+    if len(channels) in (2, 4):
+        channels = channels[:-1]  # alpha
+    if len(channels) == 1 or channels_equal(channels):
+        yield "gray", channels[0]
+    elif colour == "luma" or (colour == "auto" and not dark_background(channels)):
+        yield "luma", luma(channels)
+    else:
+        yield from _separate(channels, combined)
+
+
+def flatten_depth(stack: Array, axes: str, z: DepthRule) -> Plane:
+    """(Y, X) from (Y, X) or (Z, Y, X)."""
+    if "Z" not in axes:
+        return stack
+    return stack[best_focus(stack)] if z == "focus" else stack.max(axis=0)
+
+
+def value_range(plane: Plane) -> float:
+    """Full scale of a dtype; of float planes, the span of the finite values."""
+    if plane.dtype.kind in "ui":
+        return float(np.iinfo(plane.dtype).max)
+    finite = plane[np.isfinite(plane)]
+    return float(finite.max() - finite.min()) if finite.size else 0.0
+
+
+def channels_equal(channels: list[Plane]) -> bool:
+    """Whether the planes of a colour picture hold one gray picture."""
+    first = channels[0]
+    tolerance = EQUAL_TOLERANCE * value_range(first) if first.dtype == np.uint8 else 0
+    for other in channels[1:]:
+        if first.dtype.kind in "ui":
+            difference = np.maximum(first, other) - np.minimum(first, other)
+        else:
+            difference = np.nan_to_num(np.abs(first - other))
+        if difference.size and difference.max() > tolerance:
+            return False
+    return True
+
+
+def dark_background(channels: list[Plane]) -> bool:
+    """Whether the median pixel is dark in every channel, on the scale from 0 to the picture's brightest value."""
+    tops = [float(np.nanmax(plane)) for plane in channels]
+    return all(float(np.nanmedian(plane[::2, ::2])) < DARK_BACKGROUND * max(tops) for plane in channels)
+
+
+def luma(channels: list[Plane]) -> npt.NDArray[np.float32]:
+    """BT.601 luma (H, W) float32 of R, G, B planes, on their scale."""
+    total: npt.NDArray[np.float32] = channels[0] * LUMA[0]
+    for plane, weight in zip(channels[1:], LUMA[1:], strict=True):
+        total += plane * weight
+    return total.astype(np.float32, copy=False)
+
+
+def combine(channels: list[Plane]) -> npt.NDArray[np.float32]:
+    """Mean (H, W) float32 in [0, 1] of channels, each stretched between its percentiles 0.1 and 99.9.
+
+    A constant channel adds nothing.
+    """
+    total = np.zeros(channels[0].shape, dtype=np.float32)
+    used = 0
+    for plane in channels:
+        low, high = percentiles(plane, 0.1, 99.9)
+        if high > low:
+            stretched = (plane.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
+            total += np.nan_to_num(np.clip(stretched, 0, 1, out=stretched), copy=False)
+            used += 1
+    return total / np.float32(max(used, 1))
+
+
+def to_gray(image: ImageFile | Array, axes: str | None = None) -> Plane:
+    """One gray plane (H, W): what segmentation and fine-tuning look at.
+
+    A bright colour picture becomes luma, a dark one (fluorophores) and C are combined as `combine` does, equal
+    channels collapse, Z gives the best focused plane, T the first frame. A plain gray plane keeps its dtype;
+    everything else is float32.
+
+    Args:
+        image: an `ImageFile`, or an array, whose axes are then `axes` or guessed by `axes.guess_axes`.
+        axes: letters out of TZCYXS.
+    """
+    if not isinstance(image, ImageFile):
+        names = axis_rules.check_given(axes, image.shape, "array") if axes else axis_rules.guess_axes(image.shape)[0]
+        image = ImageFile(array=image, axes=names, axes_source="given" if axes else "rule")
+    if "T" in image.axes:
+        first = np.take(image.array, 0, axis=image.axes.index("T"))
+        image = ImageFile(array=first, axes=image.axes.replace("T", ""), axes_source=image.axes_source)
+    found = dict(planes(image))
+    return found["combined"] if "combined" in found else next(iter(found.values()))
