@@ -24,6 +24,7 @@ import torch
 from dinocell import distributed, log
 from dinocell.errors import CheckpointError
 
+EXIT_STOPPED = 75  # a run that was asked to stop, saved and left (EX_TEMPFAIL: run it again to continue)
 _NAME = re.compile(r"step_(\d+)\.pt$")
 
 

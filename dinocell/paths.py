@@ -1,4 +1,4 @@
-"""User-given paths, local or remote, through iopath: `https://…` and other registered prefixes are cached on first use."""
+"""User-given paths, local or remote: `https://…` is fetched into iopath's cache on first use."""
 
 from __future__ import annotations
 

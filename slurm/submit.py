@@ -1,0 +1,11 @@
+"""Submit a stage to SLURM: `python slurm/submit.py ssl --profile slurm/profiles/8gpu.yaml --config … key=value …`.
+
+Prints the job's number, where its log is and how to stop and resume it; `--dry-run` prints the sbatch script,
+`--local` runs the same job here. See slurm/README.md.
+"""
+
+from dinocell.errors import run_main
+from dinocell.launch import main
+
+if __name__ == "__main__":
+    run_main(main)
