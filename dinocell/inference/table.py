@@ -40,9 +40,9 @@ def cell_table(
 
     Returns:
         One row a cell, ascending by `label`: `area_px`, `area_um2`, `centroid_y`, `centroid_x` (pixel centres are
-        whole numbers), `perimeter_px`, `eccentricity` (of the ellipse with the second moments of the pixel centres), `solidity`
-        (area over its convex hull, pixels taken as squares), `orientation_deg` (major axis against the x axis,
-        counter-clockwise, in [0, 180), as ImageJ's Angle), `touches_border`, then confidence and intensities.
+        whole numbers), `perimeter_px`, `eccentricity` (of the ellipse with the second moments of the pixel centres),
+        `solidity` (area over its convex hull, pixels taken as squares), `orientation_deg` (major axis against the
+        x axis, counter-clockwise, in [0, 180), as ImageJ's Angle), `touches_border`, confidence and intensities.
     """
     channels = dict(intensity or {})
     for name, plane in {**channels, **({} if probability is None else {"probability": probability})}.items():
