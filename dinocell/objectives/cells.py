@@ -1,0 +1,112 @@
+"""Label images of any dtype and numbering, and the bounding boxes of their cells, in time linear in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dinocell.objectives.jit import kernel
+
+Labels = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """The cells of one label image.
+
+    Attributes:
+        labels: (H, W) int32, C-contiguous, 0 = background; the caller's array itself when it already is that.
+        index: (max label + 1,) int32, label → row of the arrays below, -1 for numbers that no pixel carries.
+        numbers: (n,) int32, the label of each cell, ascending.
+        boxes: (n, 4) int32, y0, y1, x0, x1 of each cell, ends exclusive.
+        areas: (n,) int64 pixels.
+    """
+
+    labels: Labels
+    index: npt.NDArray[np.int32]
+    numbers: npt.NDArray[np.int32]
+    boxes: npt.NDArray[np.int32]
+    areas: npt.NDArray[np.int64]
+
+    @property
+    def sides(self) -> npt.NDArray[np.int64]:
+        """(n, 2) int64 height and width of each bounding box in pixels."""
+        boxes = self.boxes.astype(np.int64)
+        return np.stack([boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]], axis=1)
+
+
+def compact_labels(labels: npt.ArrayLike) -> Labels:
+    """Returns `labels` as C-contiguous int32 (H, W) whose largest number is small enough for a look-up table.
+
+    Numbers are kept (and nothing is copied) when the array already is such; otherwise cells are renumbered 1…n in
+    ascending order of their number. Accepts bool, any signed or unsigned integer, and floats that hold integers.
+
+    Raises:
+        ValueError: not two-dimensional, negative numbers, or floats that are not integers.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 2:
+        raise ValueError(f"labels must be (H, W), got shape {array.shape}")
+    if array.dtype == bool:
+        return array.astype(np.int32)
+    if array.dtype.kind == "f":
+        if not np.array_equal(array, np.rint(array)):
+            raise ValueError("labels must hold integers, got fractions or NaN in a float array")
+    elif array.dtype.kind not in "iu":
+        raise ValueError(f"labels must hold integers, got dtype {array.dtype}")
+    if array.size == 0:
+        return np.zeros(array.shape, np.int32)
+    if array.min() < 0:
+        raise ValueError(f"labels must not be negative, got {array.min()}; set ignored pixels to 0 and pass a weight")
+    if array.max() <= max(65_535, array.size // 2):
+        return np.ascontiguousarray(array, dtype=np.int32)
+    return _renumber(array)
+
+
+def _renumber(array: npt.NDArray[np.generic]) -> Labels:
+    """Renumbers by runs of equal pixels, so that sorting costs runs and not pixels."""
+    flat = np.ascontiguousarray(array).ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    numbers, inverse = np.unique(flat[starts], return_inverse=True)
+    first = 0 if numbers[0] == 0 else 1
+    lengths = np.diff(starts, append=flat.size)
+    return np.repeat((inverse + first).astype(np.int32), lengths).reshape(array.shape)
+
+
+def find_cells(labels: npt.ArrayLike) -> Cells:
+    """Bounding box and area of every cell of a label image (H, W) of any integer dtype and numbering."""
+    compact = compact_labels(labels)
+    largest = int(compact.max()) if compact.size else 0
+    areas = np.zeros(largest + 1, np.int64)
+    boxes = np.empty((largest + 1, 4), np.int32)
+    _measure(compact, boxes, areas)
+    areas[0] = 0
+    numbers = np.flatnonzero(areas).astype(np.int32)
+    index = np.full(largest + 1, -1, np.int32)
+    index[numbers] = np.arange(len(numbers), dtype=np.int32)
+    return Cells(labels=compact, index=index, numbers=numbers, boxes=boxes[numbers], areas=areas[numbers])
+
+
+@kernel
+def _measure(labels, boxes, areas):  # type: ignore[no-untyped-def]
+    height, width = labels.shape
+    boxes[:, 0] = height
+    boxes[:, 1] = 0
+    boxes[:, 2] = width
+    boxes[:, 3] = 0
+    for y in range(height):
+        x = 0
+        while x < width:
+            label = labels[y, x]
+            start = x
+            while x < width and labels[y, x] == label:
+                x += 1
+            if label > 0:
+                areas[label] += x - start
+                box = boxes[label]
+                box[0] = min(box[0], y)
+                box[1] = max(box[1], y + 1)
+                box[2] = min(box[2], start)
+                box[3] = max(box[3], x)

@@ -1,0 +1,112 @@
+"""Distance: each pixel's distance to the border of its cell, 1 at the deepest point (SAMCell; the paper's comparison).
+
+VandeLoo et al. 2025, SAMCell.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.segmentation import watershed
+from torch import Tensor
+
+from dinocell.objectives.base import Array, Labels, ObjectiveConfig, relabel, turn, weighted_mean
+from dinocell.objectives.cells import find_cells
+from dinocell.objectives.holes import fill_holes
+
+EIGHT = np.ones((3, 3), bool)
+
+
+def masks_to_distance(labels: npt.ArrayLike) -> Array:
+    """Euclidean distance of each pixel to the nearest one of another label, ÷ the cell's largest.
+
+    The image border is no border of a cell: a cell cut by it keeps its ridge there, so targets of a crop resemble
+    the crop of the targets.
+
+    Args:
+        labels: (H, W), any integer dtype and numbering, 0 = background.
+
+    Returns:
+        (H, W) float32 in (0, 1] inside cells, 0 outside.
+    """
+    cells = find_cells(labels)
+    height, width = cells.labels.shape
+    distance = np.zeros((height, width), np.float32)
+    for number, (y0, y1, x0, x1) in zip(cells.numbers, cells.boxes, strict=True):
+        window = slice(max(y0 - 1, 0), min(y1 + 1, height)), slice(max(x0 - 1, 0), min(x1 + 1, width))
+        mask = (cells.labels[window] == number).astype(np.uint8)
+        if mask.all():
+            distance[window] = 1.0
+            continue
+        depth = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        inside = mask > 0
+        distance[window][inside] = depth[inside] / depth.max()
+    return distance
+
+
+def distance_to_masks(
+    distance: npt.ArrayLike, marker_threshold: float = 0.5, mask_threshold: float = 0.05, min_size: int = 15
+) -> Labels:
+    """Watershed of −distance from one marker per region above `marker_threshold`, within `mask_threshold`.
+
+    The marker is the region's centroid where that lies inside the region, else its deepest pixel.
+
+    Args:
+        distance: (H, W) as `masks_to_distance` gives, or its prediction.
+        marker_threshold: regions (8-connected) above it are one cell each.
+        mask_threshold: pixels above it belong to cells.
+        min_size: drop cells under this many pixels.
+
+    Returns:
+        (H, W) int32 labels 1…n without gaps, 0 = background.
+    """
+    distance = np.ascontiguousarray(distance, np.float32)
+    if distance.ndim != 2:
+        raise ValueError(f"distance must be (H, W), got shape {distance.shape}")
+    regions, count = ndimage.label(distance > marker_threshold, structure=EIGHT)
+    if count == 0:
+        return np.zeros(distance.shape, np.int32)
+    markers = np.zeros(distance.shape, np.int32)
+    markers[tuple(_marker_points(regions, distance, count).T)] = np.arange(1, count + 1)
+    labels = watershed(-distance, markers, connectivity=2, mask=distance > mask_threshold).astype(np.int32)
+    fill_holes(labels)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    return relabel(labels, sizes >= max(min_size, 1))
+
+
+def _marker_points(regions: npt.NDArray[np.signedinteger], distance: Array, count: int) -> npt.NDArray[np.intp]:
+    """(n, 2) pixel of each region 1…n: the rounded centroid, or the deepest pixel of a region that misses it."""
+    numbers = np.arange(1, count + 1)
+    centres = np.rint(ndimage.center_of_mass(regions > 0, regions, numbers)).astype(np.intp)
+    outside = regions[tuple(centres.T)] != numbers
+    if outside.any():
+        centres[outside] = ndimage.maximum_position(distance, regions, numbers[outside])
+    return centres
+
+
+class DistanceObjective:
+    """One map, the normalised distance, by mean squared error. The map is the distance itself, not a logit."""
+
+    channels = ("distance",)
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    def targets(self, labels: npt.ArrayLike) -> Array:
+        """(H, W) labels → (1, H, W) float32 in [0, 1]."""
+        return masks_to_distance(labels)[None]
+
+    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Σ(L·M)/ΣM with L the squared difference."""
+        return weighted_mean((prediction[:, 0].float() - target[:, 0].float()).square(), weight[:, 0].float())
+
+    def decode(self, prediction: Array) -> Labels:
+        """Raw output (1, H, W) → labels (H, W)."""
+        config = self.config
+        return distance_to_masks(prediction[0], config.marker_threshold, config.mask_threshold, config.min_size)
+
+    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
+        """Exact targets of the flipped and turned image."""
+        return turn(target, flip_y, flip_x, rot90_k)

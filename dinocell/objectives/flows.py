@@ -1,0 +1,271 @@
+"""Flows: every pixel of a cell points along the heat that diffuses from the cell's centre (the default objective).
+
+Targets and decoding are those of Cellpose (Stringer et al., Nature Methods 18, 100, 2021) that the paper uses (§3.3);
+docs/objectives.md says where the algorithms differ and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinocell import log
+from dinocell.objectives import diffusion, dynamics
+from dinocell.objectives.base import Array, Labels, ObjectiveConfig, relabel, turn, weighted_mean
+from dinocell.objectives.cells import Cells, find_cells
+from dinocell.objectives.holes import fill_holes
+
+Variant = Literal["cellpose", "leak_free"]
+
+
+def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads: int = 1) -> Array:
+    """Flow targets of a label image.
+
+    Args:
+        labels: (H, W), any integer dtype and numbering, 0 = background.
+        variant: `cellpose` takes the gradient of all cells' heat in one image and as many diffusion steps for every
+            cell as the largest needs, as Cellpose 4 does; `leak_free` keeps gradient and steps to each cell alone.
+        threads: threads that share the cells.
+
+    Returns:
+        (2, H, W) float32, dy then dx, unit length inside cells (0 at a flat point), 0 outside.
+
+    Raises:
+        ValueError: labels are not two-dimensional, negative, or not integers.
+    """
+    cells = find_cells(labels)
+    flows = np.zeros((2, *cells.labels.shape), np.float32)
+    if variant == "leak_free":
+        diffusion.run(cells, threads, diffusion.fill_flows, cells, diffusion.iterations(cells, False), flows)
+    else:
+        diffusion.heat_to_flows(cells.labels, _heat(cells, threads), flows)
+    return flows
+
+
+def _heat(cells: Cells, threads: int) -> npt.NDArray[np.float64]:
+    heat = np.zeros(cells.labels.shape, np.float64)
+    diffusion.run(cells, threads, diffusion.fill_heat, cells, diffusion.iterations(cells, True), heat)
+    return heat
+
+
+def flow_errors(cells: Cells, flows: Array, variant: Variant = "cellpose", threads: int = 1) -> npt.NDArray[np.float64]:
+    """Mean squared difference between each cell's own target flow and `flows` (2, H, W) at unit scale → (n,)."""
+    errors = np.zeros(len(cells.numbers), np.float64)
+    if variant == "leak_free":
+        diffusion.run(cells, threads, diffusion.sum_errors, cells, diffusion.iterations(cells, False), flows, errors)
+    else:
+        diffusion.heat_errors(cells.labels, cells.index, _heat(cells, threads), flows, errors)
+    return errors / cells.areas
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeReport:
+    """What decoding kept and what it dropped, in the order of its checks.
+
+    Attributes:
+        cells: cells in the result.
+        too_large: (y0, y1, x0, x1, pixels) of each mask dropped for its size.
+        inconsistent: (y0, y1, x0, x1, pixels) of each mask dropped for its flow error.
+        too_small: masks under `min_size`.
+        unassigned: pixels above the threshold whose sink gathered too few pixels for a seed.
+    """
+
+    cells: int
+    too_large: tuple[tuple[int, ...], ...] = ()
+    inconsistent: tuple[tuple[int, ...], ...] = ()
+    too_small: int = 0
+    unassigned: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cells} cells kept; dropped: {len(self.too_large)} too large, {len(self.inconsistent)} whose flow "
+            f"disagrees with their shape, {self.too_small} too small, {self.unassigned} pixels without a seed"
+        )
+
+
+def decode_flows(
+    flows: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    threshold: float = 0.5,
+    *,
+    flow_error: float = 0.4,
+    max_size_fraction: float = 0.4,
+    min_size: int = 15,
+    max_steps: int = dynamics.MAX_STEPS,
+    variant: Variant = "cellpose",
+    threads: int = 1,
+) -> tuple[Labels, DecodeReport]:
+    """As `flows_to_masks`, and says what was dropped and why."""
+    flows = np.ascontiguousarray(flows, np.float32)
+    probability = np.ascontiguousarray(probability, np.float32)
+    if flows.shape != (2, *probability.shape) or probability.ndim != 2:
+        raise ValueError(f"flows must be (2, H, W) and probability (H, W), got {flows.shape} and {probability.shape}")
+    labels = dynamics.end_points(flows, probability, threshold, max_steps, threads)
+    inside = int(np.count_nonzero(labels >= 0))
+    dynamics.label_sinks(labels)
+    cells = find_cells(labels)
+    unassigned = inside - int(cells.areas.sum())
+    large = cells.areas > max_size_fraction * labels.size
+    too_large = _describe(cells, large)
+    labels, cells = _drop(labels, cells, large)
+    inconsistent: tuple[tuple[int, ...], ...] = ()
+    if flow_error > 0:
+        bad = flow_errors(cells, flows, variant, threads) > flow_error
+        inconsistent = _describe(cells, bad)
+        labels, cells = _drop(labels, cells, bad)
+    fill_holes(labels)
+    cells = find_cells(labels)
+    small = cells.areas < min_size
+    labels, cells = _drop(labels, cells, small)
+    report = DecodeReport(
+        cells=len(cells.numbers),
+        too_large=too_large,
+        inconsistent=inconsistent,
+        too_small=int(small.sum()),
+        unassigned=unassigned,
+    )
+    return labels, report
+
+
+def _describe(cells: Cells, chosen: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
+    rows = np.concatenate([cells.boxes[chosen], cells.areas[chosen, None]], axis=1)
+    return tuple(tuple(int(value) for value in row) for row in rows)
+
+
+def _drop(labels: Labels, cells: Cells, chosen: npt.NDArray[np.bool_]) -> tuple[Labels, Cells]:
+    """Labels renumbered 1…n without the chosen cells, and their boxes; nothing is copied when nothing changes."""
+    numbers = cells.numbers
+    if not chosen.any() and (len(numbers) == 0 or numbers[-1] == len(numbers)):
+        return labels, cells
+    keep = np.zeros(len(cells.index) - 1, bool)
+    keep[numbers[~chosen] - 1] = True
+    labels = relabel(labels, keep)
+    return labels, find_cells(labels)
+
+
+def flows_to_masks(
+    flows: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    threshold: float = 0.5,
+    *,
+    flow_error: float = 0.4,
+    max_size_fraction: float = 0.4,
+    min_size: int = 15,
+    max_steps: int = dynamics.MAX_STEPS,
+    variant: Variant = "cellpose",
+    threads: int = 1,
+) -> Labels:
+    """Decodes flows into labels. Prints a warning that names each mask dropped for its size.
+
+    Args:
+        flows: (2, H, W) dy then dx at unit scale (divide by `flow_scale` first), any float dtype.
+        probability: (H, W) in [0, 1] (a probability, not a logit).
+        threshold: pixels with probability above it belong to cells.
+        flow_error: drop masks whose own flow differs from `flows` by more than this mean square; 0 = no check.
+        max_size_fraction: drop masks larger than this part of the image.
+        min_size: drop masks under this many pixels, after holes are filled.
+        max_steps: Euler steps a pixel may take; pixels that have arrived stop earlier.
+        variant: target variant that the flow check recomputes (see `masks_to_flows`).
+        threads: threads that share rows and cells.
+
+    Returns:
+        (H, W) int32 labels 1…n without gaps, 0 = background.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    labels, report = decode_flows(
+        flows,
+        probability,
+        threshold,
+        flow_error=flow_error,
+        max_size_fraction=max_size_fraction,
+        min_size=min_size,
+        max_steps=max_steps,
+        variant=variant,
+        threads=threads,
+    )
+    warn_of_large(report, max_size_fraction)
+    return labels
+
+
+def warn_of_large(report: DecodeReport, max_size_fraction: float) -> None:
+    """One line that names the masks dropped for their size, if there are any."""
+    if report.too_large:
+        boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, y1, x0, x1, area in report.too_large)
+        log.warning(
+            f"dropped {len(report.too_large)} mask(s) larger than max_size_fraction={max_size_fraction:g} of the "
+            f"image: {boxes}; raise max_size_fraction to keep them"
+        )
+
+
+class FlowsObjective:
+    """Flow and probability maps (paper §3.3): mean squared error on each map, summed."""
+
+    channels = ("flow_y", "flow_x", "probability")
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    def targets(self, labels: npt.ArrayLike) -> Array:
+        """(H, W) labels → (3, H, W): dy, dx at unit length whatever `flow_scale` is, and label > 0."""
+        flows = masks_to_flows(labels, self.config.flow_variant)
+        return np.concatenate([flows, (np.asarray(labels) > 0)[None]], axis=0, dtype=np.float32)
+
+    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Σ over maps of Σ(L·M)/ΣM; L squares differences from `flow_scale` × target, or is BCE on the logit."""
+        prediction, target = prediction.float(), target.float()
+        weight = weight[:, 0].float()  # [B, H, W]
+        flow = (prediction[:, :2] - self.config.flow_scale * target[:, :2]).square().sum(dim=1)  # [B, H, W]
+        if self.config.probability_loss == "mse":
+            cell = (prediction[:, 2] - target[:, 2]).square()
+        else:
+            cell = F.binary_cross_entropy_with_logits(prediction[:, 2], target[:, 2], reduction="none")
+        return weighted_mean(flow + cell, weight)
+
+    def split(self, prediction: Array) -> tuple[Array, Array]:
+        """Raw output (3, H, W) → flows (2, H, W) at unit scale and probability (H, W) in [0, 1]."""
+        flows = np.ascontiguousarray(prediction[:2], np.float32)
+        if self.config.flow_scale != 1:
+            flows = flows / np.float32(self.config.flow_scale)
+        raw = np.ascontiguousarray(prediction[2], np.float32)
+        if self.config.probability_loss == "bce_with_logits":
+            return flows, torch.sigmoid(torch.from_numpy(raw)).numpy()
+        return flows, np.clip(raw, 0.0, 1.0)
+
+    def decode(self, prediction: Array) -> Labels:
+        """Raw output (3, H, W) → labels (H, W); warns of masks dropped for their size."""
+        labels, report = self.decode_with_report(prediction)
+        warn_of_large(report, self.config.max_size_fraction)
+        return labels
+
+    def decode_with_report(self, prediction: Array) -> tuple[Labels, DecodeReport]:
+        """As `decode`, and says what was dropped and why."""
+        config = self.config
+        return decode_flows(
+            *self.split(prediction),
+            config.threshold,
+            flow_error=config.flow_error,
+            max_size_fraction=config.max_size_fraction,
+            min_size=config.min_size,
+            variant=config.flow_variant,
+        )
+
+    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
+        """Exact targets of the flipped and turned image: pixels move and flow components change sign or place."""
+        turned = turn(target, flip_y, flip_x, rot90_k)
+        dy, dx = (-turned[0] if flip_y else turned[0]), (-turned[1] if flip_x else turned[1])
+        match rot90_k % 4:
+            case 1:
+                dy, dx = -dx, dy
+            case 2:
+                dy, dx = -dy, -dx
+            case 3:
+                dy, dx = dx, -dy
+        return np.stack([dy, dx, *turned[2:]])
