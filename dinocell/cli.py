@@ -1,0 +1,156 @@
+"""The `dinocell` command. Every subcommand imports its part only when it is called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dinocell import __version__
+from dinocell.errors import ConfigError, run_main
+
+app = typer.Typer(
+    name="dinocell",
+    help="Turn unlabelled microscopy and a few labelled images into a cell-segmentation model, and segment with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; never a traceback for a user's mistake."""
+    run_main(_run, list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> Any:
+    return app(arguments, standalone_mode=True)
+
+
+def _exit(function: Callable[..., Any], *args: Any) -> None:
+    """Leave with the function's exit code: typer ignores a command's return value."""
+    run_main(function, *args)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        print(f"dinocell {__version__}")
+        raise typer.Exit
+
+
+@app.command(context_settings={})
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the sample, the runs and the report.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the sample and of both trainings.")] = 0,
+) -> None:
+    """The whole pipeline on an embedded sample: curate, pretrain, export, fine-tune, evaluate, segment, report."""
+    from dinocell.demo import run
+
+    _exit(run, out, seed)
+
+
+@app.command(context_settings=PASS_ON)
+def curate(context: typer.Context) -> None:
+    """Choose training crops from a pile of images: SRC… --out DIR [--size 1024] [key=value …]."""
+    from dinocell import curation
+
+    curation.main(context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def prepare(context: typer.Context) -> None:
+    """Bring a labelled data set into our layout: FORMAT SRC --out DIR."""
+    from dinocell.data import formats
+
+    formats.main(context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def pretrain(context: typer.Context) -> None:
+    """Stage 1, self-supervised: --config FILE [key=value …] (the same as ssl/train.py)."""
+    from dinocell import config, pretrain
+
+    config.main(pretrain.PretrainConfig, pretrain.run, "Stage 1: self-supervised pretraining on crops.", context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def finetune(context: typer.Context) -> None:
+    """Stage 2, on labelled images: --config FILE [key=value …] (the same as finetune/train.py)."""
+    from dinocell import config, finetune
+
+    config.main(finetune.FinetuneConfig, finetune.run, "Stage 2: fine-tuning on labelled images.", context.args)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder of stage 1.")],
+    to: Annotated[str, typer.Option(help="backbone, dinov2, hf or timm.")] = "backbone",
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: inside the run folder.")] = None,
+) -> None:
+    """Write the teacher's backbone of a stage-1 run (the same as ssl/export_backbone.py)."""
+    from dinocell import models
+
+    _exit(lambda: print(models.export_backbone(run_dir, to=_one_of(to, "backbone", "dinov2", "hf", "timm"), out=out)))
+
+
+@app.command()
+def segment(
+    inputs: Annotated[list[str], typer.Argument(help="Images, folders or patterns.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    model: Annotated[str | None, typer.Option(help="Model folder, or the name of a packaged model.")] = None,
+    save: Annotated[str, typer.Option(help="labels,overlay,outlines,csv,geojson,rois,npy,flows: any of them.")] = "labels",
+    axes: Annotated[str | None, typer.Option(help="Axes of the files, e.g. CYX, where they are guessed wrong.")] = None,
+    channel: Annotated[int | None, typer.Option(help="Channel to segment, from 0; default: all combined.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 4,
+    skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
+) -> None:
+    """Segment cells in any image; labels come back at each input's size."""
+    from dinocell import inference
+
+    _exit(
+        lambda: inference.run(
+            inputs,
+            out,
+            model,
+            save=tuple(part.strip() for part in save.split(",") if part.strip()),
+            axes=axes,
+            channel=channel,
+            device=device,
+            batch_size=batch_size,
+            skip_existing=skip_existing,
+        ).exit_code
+    )
+
+
+@app.command()
+def evaluate(
+    labels: Annotated[Path, typer.Option(help="Folder of true label images.")],
+    predictions: Annotated[list[str], typer.Option(help="Folder of predicted labels, or NAME=FOLDER; may be repeated.")],
+    ignore: Annotated[Path | None, typer.Option(help="Folder of ignore images (nonzero = not annotated).")] = None,
+    out: Annotated[Path, typer.Option(help="Where the JSON goes; CSV and report beside it.")] = Path("evaluation.json"),
+) -> None:
+    """Score any tool's label images: SEG, DET, MMA, AP, PQ."""
+    from dinocell import evaluation
+
+    _exit(lambda: evaluation.score_folders(labels, dict(_named(p) for p in predictions), ignore, out) and None)
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    return (name, Path(folder)) if separator else (Path(text).name or text, Path(text))
+
+
+def _one_of(value: str, *known: str) -> Any:
+    if value not in known:
+        raise ConfigError(f"{value!r} is not known; use one of {', '.join(known)}")
+    return value
