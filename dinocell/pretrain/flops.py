@@ -1,0 +1,65 @@
+"""Floating point operations of a training step, and the machine's rate of matrix products to hold them against."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dinocell.models import ViTConfig
+from dinocell.models.block import drop_path_subset
+from dinocell.pretrain.config import PretrainConfig
+
+
+def forward_flops(config: ViTConfig, side: int) -> float:
+    """Floating point operations (2 per multiply-add) of the matrix products of one image through the backbone."""
+    patches = (side // config.patch_size) ** 2
+    tokens = patches + 1 + config.registers
+    width = config.embed_dim
+    mlp = 3 * ((int(4 * width * 2 / 3) + 7) // 8 * 8) if config.arch == "vit_giant2" else 2 * 4 * width
+    per_block = tokens * width * (4 * width + mlp) + 2 * tokens**2 * width  # qkv, proj, MLP; QK^T and AV
+    embedding = patches * config.in_channels * config.patch_size**2 * width
+    return 2.0 * (config.num_blocks * per_block + embedding)
+
+
+def image_flops(config: PretrainConfig, model: ViTConfig) -> float:
+    """Floating point operations of one training step per image: student forward and backward, teacher forward.
+
+    A backward pass counts twice its forward. Images that drop path leaves out are not counted, the prototype heads are.
+    """
+    augment, batch = config.augment, config.optim.batch_size
+    kept_global = drop_path_subset(2 * batch, model.drop_path) / batch
+    kept_local = drop_path_subset(augment.local_crops * batch, model.drop_path) / batch if augment.local_crops else 0.0
+    large, small = forward_flops(model, augment.global_size), forward_flops(model, augment.local_size)
+    student = 3 * (kept_global * large + kept_local * small)
+    masked_patches = sum(config.mask.ratio) / 2 * config.mask.probability * 2
+    masked_patches *= (augment.global_size // model.patch_size) ** 2
+    heads = 0.0
+    for head, weight, student_tokens, teacher_tokens in (
+        (config.dino_head, config.loss.dino_weight, 2.0 + augment.local_crops, 2.0),
+        (config.ibot_head, config.loss.ibot_weight, masked_patches, masked_patches),
+    ):
+        layers = model.embed_dim * head.hidden + head.hidden**2 + head.bottleneck * (head.hidden + head.prototypes)
+        heads += 2.0 * layers * (3 * student_tokens + teacher_tokens) * (weight > 0)
+    return student + 2 * large + heads
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
+    """Measured floating point operations per second of a `size`^3 matrix product."""
+    if device.type == "cuda":
+        size = 8192
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or best == float("inf"):
+        _wait(device)
+        begin = time.perf_counter()
+        torch.mm(left, right)
+        _wait(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

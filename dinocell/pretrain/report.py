@@ -1,0 +1,125 @@
+"""report.html of a stage 1 run: loss curves, schedules, effective ranks, patch features before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dinocell.config import to_yaml
+from dinocell.device import autocast
+from dinocell.errors import DataError
+from dinocell.log import format_duration, format_number, read_metrics
+from dinocell.models import VisionTransformer
+from dinocell.pretrain.augment import UInt8Array
+from dinocell.pretrain.config import PretrainConfig
+from dinocell.pretrain.data import read_gray
+from dinocell.pretrain.student_teacher import network_input
+from dinocell.report import Report, pca_panel
+
+_PICTURES = 4
+_BEFORE = "features_before.npz"
+_LOSSES = ("loss", "dino_local", "dino_global", "ibot", "koleo")
+
+Tokens = npt.NDArray[np.float32]
+
+
+@torch.no_grad()
+def patch_tokens(backbone: VisionTransformer, image: UInt8Array, dtype: torch.dtype) -> Tokens:
+    """Normalised patch tokens of a gray uint8 image (H, W), sides multiples of the patch -> float32 (h, w, D)."""
+    device = next(backbone.parameters()).device
+    crops = torch.from_numpy(image)[None, None].to(device)
+    with autocast(device, dtype):
+        tokens = backbone.forward_features(network_input(crops, backbone.in_channels))["x_norm_patchtokens"]
+    grid = (image.shape[0] // backbone.patch_size, image.shape[1] // backbone.patch_size)
+    return tokens[0].unflatten(0, grid).float().cpu().numpy()  # [h, w, D]
+
+
+def report_images(paths: list[str], config: PretrainConfig) -> list[UInt8Array]:
+    """Central crops of the global size from a few images spread over the data; unreadable ones are left out."""
+    side, found = config.augment.global_size, []
+    for index in np.linspace(0, len(paths) - 1, min(3 * _PICTURES, len(paths))).astype(int):
+        try:
+            gray = read_gray(paths[index], config.data.percentile_low, config.data.percentile_high)
+        except DataError:
+            continue
+        found.append(np.ascontiguousarray(_fit(gray, side)))
+        if len(found) == _PICTURES:
+            break
+    return found
+
+
+def _fit(gray: UInt8Array, side: int) -> UInt8Array:
+    pad = [max(side - length, 0) for length in gray.shape]
+    if any(pad):
+        gray = np.pad(gray, [(0, pad[0]), (0, pad[1])], mode="reflect" if min(gray.shape) > max(pad) else "edge")
+    y, x = ((length - side) // 2 for length in gray.shape)
+    return gray[y : y + side, x : x + side]
+
+
+def save_before(run: Path, backbone: VisionTransformer, images: list[UInt8Array], dtype: torch.dtype) -> None:
+    """Keep the images and their features under the weights the run starts from."""
+    tokens = np.stack([patch_tokens(backbone, image, dtype) for image in images]).astype(np.float16)
+    np.savez_compressed(run / _BEFORE, images=np.stack(images), tokens=tokens)
+
+
+def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer, dtype: torch.dtype) -> Path:
+    """Write report.html from metrics.jsonl and the teacher's backbone; returns its path."""
+    train, timing = read_metrics(run / "metrics.jsonl", "train"), read_metrics(run / "metrics.jsonl", "timing")
+    model = config.model
+    report = Report("Stage 1: continued pretraining", f"{model.arch}, patch {model.patch_size}, {run.name}")
+    if train:
+        report.figures(_summary(train, timing))
+        report.heading("Losses")
+        report.text("Each term is shown as it is optimised: weighted, so that the terms add up to `loss`.")
+        report.line_chart(_series(train, _LOSSES), "Loss terms", "step", "loss")
+        report.line_chart(_series(train, ("teacher_entropy",)), "Entropy of the teacher's targets", "step", "nats")
+        report.heading("Features")
+        report.text(
+            "Effective rank (RankMe) of the teacher's features. A fall towards 1 means that all images or all patches "
+            "get the same feature: the run has collapsed."
+        )
+        report.line_chart(_series(train, ("rankme_cls", "rankme_patch")), "Effective rank", "step", "dimensions")
+    before = run / _BEFORE
+    if before.is_file():
+        with np.load(before) as stored:
+            images, first = list(stored["images"]), [t.astype(np.float32) for t in stored["tokens"]]
+        after = [patch_tokens(backbone, image, dtype) for image in images]
+        report.text("Patch tokens of the teacher, coloured by their first three principal components.")
+        report.image(
+            pca_panel(images, {"before": first, "after": after}), "Images, and their features before and after"
+        )
+    if train:
+        report.heading("Schedules")
+        report.line_chart(_series(train, ("lr",)), "Learning rate", "step", "learning rate")
+        norms = [name for name in train[-1] if name.startswith("grad_")]
+        report.line_chart(_series(train, norms), "Gradient norms before clipping", "step", "norm", log_y=True)
+    report.heading("Settings")
+    report.code(to_yaml(config))
+    return report.write(run / "report.html")
+
+
+def _series(rows: list[dict[str, Any]], names: Any) -> dict[str, tuple[list[int], list[float]]]:
+    series = {}
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if points:
+            series[name] = ([step for step, _ in points], [value for _, value in points])
+    return series
+
+
+def _summary(train: list[dict[str, Any]], timing: list[dict[str, Any]]) -> dict[str, object]:
+    last = train[-1]
+    figures: dict[str, object] = {"steps": last["step"], "loss": last["loss"]}
+    figures |= {name.replace("_", " "): last[name] for name in ("rankme_cls", "rankme_patch") if name in last}
+    figures["peak learning rate"] = format_number(max(row["lr"] for row in train))
+    if timing:
+        rates = sorted(row["images_per_second"] for row in timing)
+        figures["images/s"] = rates[len(rates) // 2]
+        figures["time"] = format_duration(sum(row["seconds"] for row in timing))
+    figures["skipped steps"] = int(last["skipped_steps"])
+    figures["unreadable images"] = int(last["unreadable_images"])
+    return figures
