@@ -1,0 +1,150 @@
+"""Find the prediction, and the ignore image, that belong to each label image: by name, never by order.
+
+Names are compared without extension and without what tools append to them (`_labels`, `_masks`, `_cp_masks`, `_seg`),
+and without the folders of a prepared data set (`train`, `test`, `masks`, …). What finds no partner is named.
+"""
+
+import difflib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dinocell.errors import ConfigError, DataError
+
+LABEL_EXTENSIONS = (".tif", ".tiff", ".png", ".npy", ".bmp")
+LABEL_SUFFIXES = ("_cp_masks", "_masks", "_labels", "_seg", "_mask", "_label")
+_LAYOUT_FOLDERS = frozenset(
+    {"train", "val", "test", "images", "masks", "labels", "ignore", "predictions", "labelsTr", "labelsTs"}
+)
+_NOT_LABELS = frozenset({"images", "ignore"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """A label image: its data set ("" where the folder is one data set), its bare name and where it lies."""
+
+    dataset: str
+    name: str
+    path: Path
+
+    @property
+    def title(self) -> str:
+        """DATASET/NAME, or NAME."""
+        return f"{self.dataset}/{self.name}" if self.dataset else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Partners found for label images, by their title, and one sentence for each file without one."""
+
+    found: dict[str, Path]
+    problems: tuple[str, ...]
+
+
+def bare_stem(path: Path) -> str:
+    """File name without extension and without the endings of label images."""
+    stem = path.name[: -len(path.suffix)] if path.suffix else path.name
+    while True:
+        ending = next((s for s in LABEL_SUFFIXES if stem.lower().endswith(s) and len(stem) > len(s)), None)
+        if ending is None:
+            return stem
+        stem = stem[: -len(ending)]
+
+
+def list_label_files(folder: Path, role: str = "labels") -> tuple[list[LabelFile], list[str]]:
+    """Label images below `folder`, sorted, one for each name, and a sentence for each choice between several.
+
+    Where an image lies beside its labels (`a.png`, `a_masks.png`), the file with the label ending is the label image.
+
+    Args:
+        folder: searched recursively; hidden files and folders named images or ignore (below it) are passed over.
+        role: what the folder is called in messages.
+
+    Raises:
+        ConfigError: no such folder.
+        DataError: no label image in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{role}: {str(folder)!r} is no folder")
+    by_title: dict[str, list[LabelFile]] = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        parents = path.relative_to(folder).parts[:-1]
+        hidden = any(part.startswith(".") for part in (*parents, path.name))
+        if path.suffix.lower() not in LABEL_EXTENSIONS or hidden or _NOT_LABELS & set(parents) or not path.is_file():
+            continue
+        entry = LabelFile(dataset=_dataset_of(parents), name=bare_stem(path), path=path)
+        by_title[entry.title].append(entry)
+    if not by_title:
+        raise DataError(f"{role}: no label image ({', '.join(LABEL_EXTENSIONS)}) in {str(folder)!r}")
+    chosen, notes = [], []
+    for title in sorted(by_title):
+        best, note = _choose(title, by_title[title])
+        chosen.append(best)
+        notes += note
+    return chosen, notes
+
+
+def pair(labels: list[LabelFile], folder: Path, role: str, *, every: bool = True) -> Pairing:
+    """Find the partner of each of `labels` in `folder`.
+
+    The data set and the name must agree; where no such file exists, the name alone decides if it is the only one.
+
+    Args:
+        labels: label images of the truth.
+        folder: where the partners are.
+        role: what the folder is called in messages, e.g. the tool's name.
+        every: whether a label image without a partner is a problem (predictions), or not (ignore images).
+
+    Raises:
+        ConfigError, DataError: as `list_label_files`.
+    """
+    candidates, problems = list_label_files(folder, role)
+    by_title = {candidate.title: candidate for candidate in candidates}
+    by_name: dict[str, list[LabelFile]] = defaultdict(list)
+    for candidate in candidates:
+        by_name[candidate.name].append(candidate)
+    shared = {label.name for label in labels if sum(other.name == label.name for other in labels) > 1}
+    found: dict[str, Path] = {}
+    for label in labels:
+        partner = by_title.get(label.title)
+        if partner is None and label.name not in shared and len(by_name[label.name]) == 1:
+            partner = by_name[label.name][0]
+        if partner is not None:
+            found[label.title] = partner.path
+    used = set(found.values())
+    spare = [candidate for candidate in candidates if candidate.path not in used]
+    missing = [label for label in labels if label.title not in found] if every else []
+    problems += [f"{role}: no file for {label.title}{_hint(label, spare)}" for label in missing]
+    problems += [f"{role}: {_short(candidate.path, folder)} has no label image of that name" for candidate in spare]
+    return Pairing(found=found, problems=tuple(problems))
+
+
+def _dataset_of(parents: tuple[str, ...]) -> str:
+    """Folders between the root and the file that are no part of a data set's layout."""
+    return str(PurePosixPath(*kept)) if (kept := [part for part in parents if part not in _LAYOUT_FOLDERS]) else ""
+
+
+def _choose(title: str, files: list[LabelFile]) -> tuple[LabelFile, list[str]]:
+    """The label image among files of one name: one with a label ending, else by the order of extensions."""
+
+    def rank(file: LabelFile) -> tuple[int, int, str]:
+        stem = file.path.stem.lower()
+        ending = next((i for i, suffix in enumerate(LABEL_SUFFIXES) if stem.endswith(suffix)), len(LABEL_SUFFIXES))
+        return ending, LABEL_EXTENSIONS.index(file.path.suffix.lower()), str(file.path)
+
+    ordered = sorted(files, key=rank)
+    marked = [file for file in ordered if rank(file)[0] < len(LABEL_SUFFIXES)]
+    if len(marked) == 1 or len(files) == 1:
+        return ordered[0], []
+    rest = ", ".join(str(file.path.name) for file in ordered[1:])
+    return ordered[0], [f"{title}: {ordered[0].path.name} is used, not {rest} (several files of that name)"]
+
+
+def _hint(label: LabelFile, spare: list[LabelFile]) -> str:
+    """A likely new name of a renamed file."""
+    close = difflib.get_close_matches(label.name, [candidate.name for candidate in spare], n=1, cutoff=0.6)
+    return f" (renamed? {close[0]!r} has no label image)" if close else ""
+
+
+def _short(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()

@@ -1,0 +1,68 @@
+"""A model on a prepared data set: every image is segmented, kept and scored; what fails is named."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from dinocell.data.io import read_labels
+from dinocell.errors import DataError
+from dinocell.evaluation import evaluate_model, score_folders, scoring
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Three test images of bright discs on dark ground, and their labels."""
+    rng = np.random.default_rng(0)
+    for stem in "abc":
+        labels = np.zeros((80, 90), np.uint16)
+        for index, centre in enumerate([(18, 20), (50, 25), (60, 65)], start=1):
+            cv2.circle(labels, centre, 9, index, -1)
+        image = np.where(labels > 0, 180, 40) + rng.integers(0, 12, labels.shape)
+        for kind, array in (("images", image.astype(np.uint8)), ("masks", labels)):
+            folder = tmp_path / "discs" / "test" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(folder / f"{stem}.png"), array)
+    return tmp_path / "discs"
+
+
+class Oracle:
+    """Answers with the truth of the image asked for, except for what it is told to fail on."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+
+    def segment(self, image: Path) -> SimpleNamespace:
+        if image.stem == self.fails:
+            raise DataError(f"{image.name}: cannot be read")
+        return SimpleNamespace(labels=read_labels(image.parent.parent / "masks" / image.name))
+
+
+def test_perfect_model_beside_the_baseline(dataset: Path, tmp_path: Path) -> None:
+    summary = evaluate_model(Oracle(), dataset, out=tmp_path / "out", with_baseline=True)
+    assert summary["images"] == 3
+    assert set(summary["metrics"].values()) == {1.0}
+    baseline = summary["predictions"]["Otsu + watershed"]["metrics"]
+    assert 0.8 < baseline["MMA"] < 1  # discs on dark ground are what Otsu's threshold is for
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "evaluation.json",
+        "per_image.csv",
+        "predictions",
+        "report.html",
+    ]
+    kept = score_folders(
+        dataset / "test" / "masks", {"otsu": tmp_path / "out/predictions/Otsu___watershed"}, None, None
+    )
+    assert kept["problems"] == []
+    assert kept["metrics"] == baseline
+
+
+def test_an_image_that_fails_is_named_and_the_others_count(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "write_report", lambda *_: None)
+    summary = evaluate_model(Oracle(fails="b"), dataset, out=tmp_path / "out")
+    assert (summary["images"], summary["images_with_labels"]) == (2, 3)
+    assert summary["problems"] == ["model: b.png: b.png: cannot be read"]
