@@ -1,1 +1,16 @@
 """Segmenting images of any size with a trained model."""
+
+from dinocell.inference.api import load_model, packaged_models, segment
+from dinocell.inference.result import SegmentationResult
+from dinocell.inference.segment import Segmenter, SegmentOptions
+from dinocell.inference.tiling import predict_maps
+
+__all__ = [
+    "SegmentOptions",
+    "SegmentationResult",
+    "Segmenter",
+    "load_model",
+    "packaged_models",
+    "predict_maps",
+    "segment",
+]

@@ -1,0 +1,94 @@
+"""The one-line interface: find a model by folder or name, and segment an image."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinocell.errors import ConfigError
+from dinocell.inference.planes import Image, count_planes, open_image
+from dinocell.inference.segment import Segmenter, merge_options
+from dinocell.paths import local_path
+
+PACKAGED = Path(__file__).parent.parent / "models" / "packaged"
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that came with the package."""
+    return sorted(entry.parent.name for entry in PACKAGED.glob("*/config.json"))
+
+
+def find_model(model: str | os.PathLike[str] | None) -> Path:
+    """The folder of a model given by folder, run folder or packaged name; None means the one packaged model.
+
+    Raises:
+        ConfigError: nothing by that name.
+    """
+    names = packaged_models()
+    listed = f"packaged: {', '.join(names)}" if names else "none is packaged"
+    if model is None:
+        if len(names) == 1:
+            return PACKAGED / names[0]
+        raise ConfigError(f"model: say which, a model folder such as runs/finetune/model or a packaged name ({listed})")
+    name = os.fspath(model)
+    if name in names and not Path(name).is_dir():
+        return PACKAGED / name
+    folder = local_path(name)
+    if (folder / "model" / "config.json").is_file() and not (folder / "config.json").is_file():
+        return folder / "model"  # the run folder that fine-tuning wrote
+    if not folder.is_dir():
+        raise ConfigError(f"model: {name!r} is no model folder and no packaged model ({listed})")
+    return folder
+
+
+def load_model(path_or_name: str | os.PathLike[str] | None = None, device: str = "auto", **settings: Any) -> Segmenter:
+    """A `Segmenter` from a model folder, a fine-tuning run, or the name of a packaged model.
+
+    Args:
+        path_or_name: the folder or name; None takes the packaged model if there is exactly one.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        **settings: `precision`, `batch_size`, `overlap`: see `Segmenter`.
+
+    Raises:
+        ConfigError: there is no such model; CheckpointError: it is damaged.
+    """
+    return Segmenter(find_model(path_or_name), device=device, **settings)
+
+
+@lru_cache(maxsize=1)
+def _cached_model(folder: Path, changed: int, device: str) -> Segmenter:
+    return Segmenter(folder, device=device)
+
+
+def segment(
+    image: Image,
+    model: str | os.PathLike[str] | Segmenter | None = None,
+    *,
+    device: str = "auto",
+    **options: Any,
+) -> NDArray[Any]:
+    """Labels of an image in one line; the model is loaded once and kept.
+
+    Args:
+        image: a path, or an array: (H, W), (H, W, 3 or 4) colour, (C, H, W) channels, or a stack.
+        model: a model folder, a packaged name, or a `Segmenter`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        **options: fields of `SegmentOptions`, e.g. `axes="TYX"`, `channel=0`, `diameter=30`.
+
+    Returns:
+        (H, W) uint16 (uint32 past 65,535 cells), 0 = background; (planes, H, W) for stacks, each plane on its own.
+    """
+    if not isinstance(model, Segmenter):
+        folder = find_model(model)
+        weights = folder / "model.safetensors"
+        model = _cached_model(folder, weights.stat().st_mtime_ns if weights.is_file() else 0, device)
+    merged = merge_options(None, options)
+    opened = open_image(image, merged.axes)
+    results = [result.labels for result in model.segment_planes(opened, merged)]
+    stacked = count_planes(opened) > 1 or bool({"T", "Z"} & set(opened.axes))
+    return np.stack(results) if stacked else results[0]

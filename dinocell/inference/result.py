@@ -1,0 +1,77 @@
+"""What segmenting one plane gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from dinocell.inference.planes import InputPlane
+from dinocell.inference.table import cell_table
+from dinocell.objectives import Objective
+from dinocell.objectives.flows import FlowsObjective
+from dinocell.objectives.semantic import SemanticObjective
+
+Float32 = NDArray[np.float32]
+MAX_UINT16 = 65_535
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationResult:
+    """Cells of one plane.
+
+    Attributes:
+        labels: (H, W) uint16, uint32 past 65,535 cells; 1…n, 0 = background; at the input's size.
+        maps: (K, H, W) float32, the network's raw output; None where nothing was predicted (a constant image).
+        objective: what the maps mean.
+        plane: the plane that was segmented.
+        notes: what the user should know about this plane, one line each.
+    """
+
+    labels: NDArray[Any]
+    maps: Float32 | None
+    objective: Objective
+    plane: InputPlane
+    notes: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return int(self.labels.max(initial=0))
+
+    @property
+    def flows(self) -> Float32:
+        """(2, H, W) float32, dy then dx at unit scale; zeros for objectives without flows."""
+        if self.maps is not None and isinstance(self.objective, FlowsObjective):
+            return self.objective.split(self.maps)[0]
+        return np.zeros((2, *self.labels.shape), np.float32)
+
+    @property
+    def probability(self) -> Float32:
+        """(H, W) float32 in [0, 1]: that a pixel belongs to a cell (the distance map for the distance objective)."""
+        if self.maps is None:
+            return np.zeros(self.labels.shape, np.float32)
+        return cell_probability(self.maps, self.objective)
+
+    def table(self) -> pd.DataFrame:
+        """One row a cell: see `dinocell.inference.table.cell_table`."""
+        return cell_table(self.labels, self.plane.channels, self.probability, self.plane.pixel_size)
+
+
+def cell_probability(maps: Float32, objective: Objective) -> Float32:
+    """(H, W) float32 in [0, 1] from raw maps (K, H, W)."""
+    if isinstance(objective, FlowsObjective):
+        return objective.split(maps)[1]
+    if isinstance(objective, SemanticObjective):
+        cell = special.expit(maps[0]) if objective.binary else 1 - special.softmax(maps, axis=0)[0]
+        return np.asarray(cell, np.float32)
+    return np.clip(maps[0], 0, 1)
+
+
+def compact_dtype(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels as uint16, or uint32 when they do not fit."""
+    return labels.astype(np.uint16 if labels.max(initial=0) <= MAX_UINT16 else np.uint32)

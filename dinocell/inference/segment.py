@@ -1,0 +1,247 @@
+"""`Segmenter`: a trained model, its preprocessing and its decoding, applied to images of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dinocell import device as devices
+from dinocell import log
+from dinocell.config import field, from_dict
+from dinocell.data.preprocess import PreprocessConfig, preprocess
+from dinocell.errors import ConfigError
+from dinocell.inference.planes import Channel, Image, InputPlane, count_planes, iter_planes, open_image
+from dinocell.inference.result import SegmentationResult, compact_dtype
+from dinocell.inference.tiling import OVERLAP, predict_stream, resize_maps
+from dinocell.models import load_model_folder
+from dinocell.objectives import ObjectiveConfig, build_objective
+from dinocell.paths import local_path
+
+MAX_RESCALE = 16.0
+
+Float32 = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """How images are read and how maps become cells; None leaves what the file or the model says."""
+
+    axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
+    channel: Channel | None = field(None, "channel to segment, index from 0 or name; default: all, combined to gray")
+    diameter: float | None = field(None, "typical cell diameter in the image; rescales to the model's own", "px")
+    pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
+    threshold: float | None = field(None, "probability above which a pixel belongs to a cell")
+    min_size: int | None = field(None, "smallest cell kept", "px")
+    max_size_fraction: float | None = field(None, "largest cell kept, as part of the image")
+    flow_error: float | None = field(None, "largest mean squared flow error of a cell; 0 = no check")
+
+    def __post_init__(self) -> None:
+        for name in ("diameter", "pixel_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}: must be above 0, got {value}")
+
+    def decoding(self, objective: ObjectiveConfig) -> ObjectiveConfig:
+        """The model's objective with the thresholds that the user changed."""
+        names = ("threshold", "min_size", "max_size_fraction", "flow_error")
+        changed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(objective, **changed)
+
+
+class Segmenter:
+    """A model ready to segment images of any size.
+
+    Args:
+        model: a model folder, or a network that maps [B, 1, crop, crop] to [B, K, crop, crop].
+        meta: the content of the folder's config.json, needed only with a network: `crop_size`, `preprocess`,
+            `objective`, and, for rescaling, `training.diameter` (px) or `training.pixel_size` (µm).
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `auto`, `float32` or `bfloat16`.
+        batch_size: windows per forward; default 8 on a GPU, 1 on a CPU, where more are not faster.
+        overlap: fewest pixels that two windows share; default 128, at most a quarter of the window.
+
+    Raises:
+        ConfigError: no such folder, or a device that cannot be used.
+        CheckpointError: damaged weights.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        device: str = "auto",
+        precision: devices.Precision = "auto",
+        batch_size: int | None = None,
+        overlap: int | None = None,
+    ) -> None:
+        self.device, self.device_reason = devices.choose_device(device)
+        self.dtype, self.dtype_reason = devices.choose_dtype(precision, self.device)
+        if isinstance(model, nn.Module):
+            if meta is None:
+                raise ConfigError("meta: a network needs its configuration (crop_size, objective); give meta={…}")
+            self.model = model.to(self.device).eval()
+        else:
+            self.model, meta = load_model_folder(local_path(os.fspath(model)), self.device)
+        self.meta: dict[str, Any] = dict(meta)
+        self.window = int(self.meta["crop_size"])
+        self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
+        self.objective = from_dict(ObjectiveConfig, self.meta.get("objective") or {}, "objective")
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        self.overlap = min(OVERLAP, self.window // 4) if overlap is None else overlap
+        if not 0 <= self.overlap < self.window:
+            raise ConfigError(
+                f"overlap: must lie in 0…{self.window - 1} px (the window is {self.window} px), got {overlap}"
+            )
+
+    def describe(self) -> str:
+        """Device and number format, with the reasons, in one line."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"device: {self.device} ({self.device_reason}), {name} ({self.dtype_reason})"
+
+    def segment(self, image: Image, options: SegmentOptions | None = None, **changes: Any) -> SegmentationResult:
+        """Segment one plane.
+
+        Args:
+            image: a path, (H, W), (H, W, 3 or 4) colour, or (C, H, W) channels, of any number type.
+            options: reading and decoding options.
+            **changes: single fields of `SegmentOptions`, e.g. `channel=0` or `axes="CYX"`.
+
+        Raises:
+            ConfigError: unknown options, or an image of several time points or depths (see `segment_planes`).
+            DataError: the image cannot be read.
+        """
+        options = merge_options(options, changes)
+        opened = open_image(image, options.axes)
+        count = count_planes(opened)
+        if count != 1:
+            raise ConfigError(
+                f"the image is a stack of {count} planes ({opened.axes}, {opened.axes_source}); use segment_planes(), "
+                "or name its axes, e.g. axes='CYX'"
+            )
+        return next(self.stream(iter_planes(opened, options.channel), options))
+
+    def segment_planes(
+        self, image: Image, options: SegmentOptions | None = None, **changes: Any
+    ) -> Iterator[SegmentationResult]:
+        """Segment every time point and depth of an image, each on its own; see `segment` for the arguments."""
+        options = merge_options(options, changes)
+        yield from self.stream(iter_planes(open_image(image, options.axes), options.channel), options)
+
+    def stream(self, planes: Iterable[InputPlane], options: SegmentOptions) -> Iterator[SegmentationResult]:
+        """Segment planes one after the other, windows batched across them."""
+        jobs = (self.prepare(plane, options) for plane in planes)
+        for job, maps in self.predict(jobs):
+            for note in job.notes:
+                log.warning(f"{job.plane.name + ': ' if job.plane.name else ''}{note}")
+            yield self.finish(job, maps, options)
+
+    def prepare(self, plane: InputPlane, options: SegmentOptions) -> Job:
+        """Preprocess a plane; thread-safe."""
+        if options.pixel_size is not None:
+            plane = dataclasses.replace(plane, pixel_size=options.pixel_size)
+        gray: NDArray[Any] = plane.gray
+        notes: list[str] = []
+        invalid = ~np.isfinite(gray) if gray.dtype.kind == "f" else None
+        if invalid is not None and not invalid.any():
+            invalid = None
+        if invalid is not None:
+            notes.append(f"{invalid.mean():.1%} of the pixels are NaN or infinite: no cells are reported there")
+        finite = gray if invalid is None else gray[~invalid]
+        if finite.size == 0 or finite.min() == finite.max():
+            notes.append("the image is constant: no cells")
+            return Job(plane=plane, size=_size(gray), z=None, invalid=invalid, notes=notes)
+        z: NDArray[Any] = preprocess(gray, self.preprocess)
+        scale = self._scale(plane, options)
+        if scale != 1:
+            notes.append(f"scaled by {scale:.3g} to the size of the cells that the model was trained on")
+            size = (max(1, round(z.shape[1] * scale)), max(1, round(z.shape[0] * scale)))
+            z = cv2.resize(z, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        return Job(plane=plane, size=_size(gray), z=np.asarray(z, np.float32), invalid=invalid, notes=notes)
+
+    def _scale(self, plane: InputPlane, options: SegmentOptions) -> float:
+        """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
+        training = self.meta.get("training") or {}
+        if options.diameter is not None:
+            ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
+            scale = None if not ours else ours / theirs
+        elif options.pixel_size is not None:
+            ours, theirs, name = training.get("pixel_size"), options.pixel_size, "pixel_size"
+            scale = None if not ours else theirs / ours
+        else:
+            return 1.0
+        if scale is None:
+            if name == "pixel_size":
+                return 1.0  # still used for areas in µm²
+            raise ConfigError(f"{name}: this model does not record the {name} it was trained at; leave {name} out")
+        if not 1 / MAX_RESCALE <= scale <= MAX_RESCALE:
+            raise ConfigError(f"{name}: {theirs:g} scales the image by {scale:.3g}; the model was trained at {ours:g}")
+        return float(scale)
+
+    def predict(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Float32 | None]]:
+        """Run the network; (job, maps (K, h, w)) in the order given, maps None for jobs without a picture."""
+        order: deque[tuple[Job, bool]] = deque()
+
+        def pictures() -> Iterator[tuple[Job, Float32]]:
+            for job in jobs:
+                order.append((job, job.z is not None))
+                if job.z is not None:
+                    z, job.z = job.z, None  # the stream owns it from here: freed as soon as its windows have run
+                    yield job, z
+
+        def without_picture() -> Iterator[tuple[Job, None]]:
+            while order and not order[0][1]:
+                yield order.popleft()[0], None
+
+        arguments = (self.window, self.overlap, self.batch_size, self.device, self.dtype)
+        for job, maps in predict_stream(self.model, pictures(), *arguments):
+            yield from without_picture()
+            order.popleft()
+            yield job, maps
+        yield from without_picture()
+
+    def finish(self, job: Job, maps: Float32 | None, options: SegmentOptions) -> SegmentationResult:
+        """Decode the maps at the input's size; thread-safe."""
+        objective = build_objective(options.decoding(self.objective))
+        if maps is None:
+            labels: NDArray[Any] = np.zeros(job.size, np.uint16)
+        else:
+            maps = resize_maps(maps, job.size)
+            labels = objective.decode(maps)
+            if job.invalid is not None:
+                labels[job.invalid] = 0
+            labels = compact_dtype(labels)
+        return SegmentationResult(
+            labels=labels, maps=maps, objective=objective, plane=job.plane, notes=tuple(job.notes)
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Job:
+    """A preprocessed plane: z (h, w) at the model's scale, None where there is nothing to predict."""
+
+    plane: InputPlane
+    size: tuple[int, int]
+    z: Float32 | None
+    invalid: NDArray[np.bool_] | None
+    notes: list[str]
+
+
+def merge_options(options: SegmentOptions | None, changes: Mapping[str, Any]) -> SegmentOptions:
+    known = {entry.name for entry in dataclasses.fields(SegmentOptions)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: no such option of segment; known: {', '.join(sorted(known))}")
+    return dataclasses.replace(options or SegmentOptions(), **changes)
+
+
+def _size(gray: NDArray[Any]) -> tuple[int, int]:
+    return gray.shape[0], gray.shape[1]
