@@ -154,7 +154,7 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Upstream's initialisation; gray patch filters start as folded RGB ones, so that their input is standardised."""
+        """As upstream; gray patch filters start as folded RGB ones, so that their input is standardised."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
@@ -258,6 +258,7 @@ class VisionTransformer(nn.Module):
         if self.attention_backend != "auto":
             return self.attention_backend
         device = crops[0].device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else crops[0].dtype
+        if device.type != "cuda":
+            return "sdpa"
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else crops[0].dtype
         return choose_backend(device, dtype, len(crops))[0]
