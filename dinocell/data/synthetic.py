@@ -1,4 +1,4 @@
-"""The embedded sample: generated microscopy with exact labels, so that the whole pipeline runs with nothing to download."""
+"""The embedded sample: generated microscopy with exact labels, so the pipeline runs with nothing to download."""
 
 from __future__ import annotations
 
@@ -80,25 +80,29 @@ def write_sample(
         n_unlabelled: fields without labels, twice `size` on a side (TIFF where 16-bit, else PNG).
         n_train, n_val, n_test: images of each split.
         size: side of the labelled images, pixels.
-        seed: the sample's seed; no field occurs in two places.
+        seed: the sample's seed; no field and no file name occurs twice.
     """
     root = Path(directory)
     labelled = root / "labelled"
-    fields = iter(range(seed * 1_000_003, (seed + 1) * 1_000_003))
-    for split, count in (("train", n_train), ("val", n_val), ("test", n_test)):
-        for index in range(count):
-            modality = MODALITIES[index % len(MODALITIES)]
-            image, labels = make_image(next(fields), size, modality)
-            stem = f"{modality}_{index:04d}.png"
-            _write(labelled / split / "images" / stem, image)
-            _write(labelled / split / "masks" / stem, labels.astype(np.uint16))
-    for index in range(n_unlabelled):
+    splits = ["train"] * n_train + ["val"] * n_val + ["test"] * n_test
+    for index, split in enumerate(splits):
         modality = MODALITIES[index % len(MODALITIES)]
-        image, _ = make_image(next(fields), 2 * size, modality)
+        image, labels = make_image(_field_seed(seed, index), size, modality)
+        name = f"{modality}_{index:04d}.png"
+        _write(labelled / split / "images" / name, image)
+        _write(labelled / split / "masks" / name, labels.astype(np.uint16))
+    for index in range(len(splits), len(splits) + n_unlabelled):
+        modality = MODALITIES[index % len(MODALITIES)]
+        image, _ = make_image(_field_seed(seed, index), 2 * size, modality)
         suffix = "tif" if image.dtype == np.uint16 else "png"
         _write(root / "unlabelled" / f"{modality}_{index:04d}.{suffix}", image)
     labelled.mkdir(parents=True, exist_ok=True)
     (labelled / "dataset.yaml").write_text(_DATASET_YAML.format(seed=seed), encoding="utf-8")
+
+
+def _field_seed(seed: int, index: int) -> int:
+    """Far enough apart that two samples of up to a million fields share none."""
+    return seed * 1_000_003 + index
 
 
 def _illumination(rng: np.random.Generator, size: int, strength: float) -> Float:
@@ -127,7 +131,7 @@ def _camera(rng: np.random.Generator, light: Float, *, fluorescence: bool) -> Im
             return np.round(value * (2**bits - 1)).astype(np.uint16)
 
 
-def _write(path: Path, array: NDArray[np.generic]) -> None:
+def _write(path: Path, array: Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ok, encoded = cv2.imencode(path.suffix, array)
     assert ok

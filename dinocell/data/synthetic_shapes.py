@@ -179,8 +179,8 @@ def _place(cell: Cell, label: int, labels: Labels, radial: Float, nuclear: Float
     if top >= bottom or left >= right:
         return 0
     box = (slice(top, bottom), slice(left, right))
-    dy = (np.arange(top, bottom, dtype=np.float32) - cell.y)[:, None]
-    dx = (np.arange(left, right, dtype=np.float32) - cell.x)[None, :]
+    dy = (np.arange(top, bottom, dtype=np.float32) - np.float32(cell.y))[:, None]
+    dx = (np.arange(left, right, dtype=np.float32) - np.float32(cell.x))[None, :]
     rho, rho_nucleus = _radial(cell, dy, dx)
     inside = rho < 1
     area = int(inside.sum())

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.data.preprocess import to_uint8
+
 UInt8 = NDArray[np.uint8]
 
 TRUE_POSITIVE = (46, 172, 102)
@@ -27,7 +29,7 @@ def to_rgb(image: NDArray[Any]) -> UInt8:
     """Show any image: uint8 RGB as it is, everything else stretched from its 0.1 to its 99.9 percentile.
 
     Args:
-        image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any dtype; alpha is dropped; NaN and infinity show as black.
+        image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any dtype; alpha is dropped; NaN shows as black.
 
     Returns:
         (H, W, 3) uint8.
@@ -43,10 +45,12 @@ def to_rgb(image: NDArray[Any]) -> UInt8:
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8 or array.ndim == 2:
-        array = _stretch(array)
+        # The stretch takes planes; channels side by side keep one common range, and with it the colours.
+        array = to_uint8(array.reshape(array.shape[0], -1)).reshape(array.shape)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)  # [H, W, 3]
-    return np.ascontiguousarray(array, np.uint8)
+    # A copy, so that what is drawn on the result never lands in the caller's image.
+    return np.array(array, np.uint8, order="C")
 
 
 def contours(labels: NDArray[Any], thickness: int = 1) -> NDArray[np.bool_]:
@@ -58,12 +62,7 @@ def contours(labels: NDArray[Any], thickness: int = 1) -> NDArray[np.bool_]:
     Returns:
         (H, W) bool; the image's rim is no outline of a cell that is cut by it.
     """
-    compact, _ = _compact(labels)
-    # cv2 knows no int32 morphology; float32 holds every label up to 2**24 exactly.
-    values = compact.astype(np.float32)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * thickness + 1, 2 * thickness + 1))
-    mixed = cv2.dilate(values, kernel) != cv2.erode(values, kernel)
-    return np.asarray(mixed & (compact > 0), np.bool_)
+    return _edges(_compact(labels)[0], thickness)
 
 
 def cell_colours(labels: NDArray[Any]) -> UInt8:
@@ -72,20 +71,7 @@ def cell_colours(labels: NDArray[Any]) -> UInt8:
     Returns:
         (n + 1, 3) uint8, indexed by the rank of a label among the labels present; row 0 (background) is black.
     """
-    compact, count = _compact(labels)
-    neighbours: list[set[int]] = [set() for _ in range(count + 1)]
-    for low, high in _neighbour_pairs(compact):
-        neighbours[low].add(high)
-        neighbours[high].add(low)
-    chosen = np.zeros(count + 1, np.intp)
-    for cell in range(1, count + 1):
-        taken = {int(chosen[other]) for other in neighbours[cell] if other < cell}
-        # Starting at a rotating hue spreads all hues over the field instead of a handful.
-        order = [(cell * 5 + step) % len(_PALETTE) for step in range(len(_PALETTE))]
-        chosen[cell] = next((hue for hue in order if hue not in taken), order[0])
-    colours = _PALETTE[chosen]
-    colours[0] = 0
-    return colours
+    return _colours(*_compact(labels))
 
 
 def overlay(image: NDArray[Any], labels: NDArray[Any], *, thickness: int | None = None, fill: float = 0.0) -> UInt8:
@@ -105,12 +91,12 @@ def overlay(image: NDArray[Any], labels: NDArray[Any], *, thickness: int | None 
     """
     rgb = to_rgb(image)
     _check_same_size(rgb, labels, "labels")
-    compact, _ = _compact(labels)
-    colours = cell_colours(labels)[compact]  # [H, W, 3]
+    compact, count = _compact(labels)
+    colours = _colours(compact, count)[compact]  # [H, W, 3]
     if fill > 0:
         inside = compact > 0
         rgb[inside] = np.round((1 - fill) * rgb[inside] + fill * colours[inside]).astype(np.uint8)
-    edge = contours(compact, thickness or _default_thickness(rgb))
+    edge = _edges(compact, thickness or _default_thickness(rgb))
     rgb[edge] = colours[edge]
     return rgb
 
@@ -184,27 +170,52 @@ def panel(
     return _write(canvas, written)
 
 
-def _stretch(array: NDArray[Any]) -> UInt8:
-    values = np.asarray(array, np.float32)
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, np.uint8)
-    low, high = np.percentile(values[finite], (0.1, 99.9))
-    scaled = np.clip((np.nan_to_num(values, nan=low, posinf=low, neginf=low) - low) / max(high - low, 1e-12), 0, 1)
-    return np.round(scaled * 255).astype(np.uint8)
-
-
 def _compact(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
-    """Renumber the labels present to 0..n, keeping their order; 0 stays 0."""
-    values, inverse = np.unique(np.asarray(labels), return_inverse=True)
-    offset = 0 if values.size and values[0] == 0 else 1
-    return (inverse.reshape(np.shape(labels)) + offset).astype(np.int32), int(values.size - 1 + offset)
+    """Renumber the labels present to 0..n, keeping their order; 0 stays 0. ValueError for negative labels."""
+    array = np.asarray(labels)
+    if array.size and array.min() < 0:
+        raise ValueError(f"labels hold {array.min()}; they are 0 for background and positive for cells")
+    top = int(array.max(initial=0))
+    if top > 4 * array.size + 255:  # numbers too wild for a table
+        values, inverse = np.unique(array, return_inverse=True)
+        offset = 0 if values[0] == 0 else 1
+        return (inverse.reshape(array.shape) + offset).astype(np.int32), int(values.size - 1 + offset)
+    present = np.zeros(top + 1, np.bool_)
+    present[array.ravel().astype(np.intp)] = True
+    present[0] = False
+    ranks = np.where(present, np.cumsum(present), 0).astype(np.int32)
+    return ranks[array.astype(np.intp)], int(present.sum())
+
+
+def _edges(compact: NDArray[np.int32], thickness: int) -> NDArray[np.bool_]:
+    # cv2 knows no int32 morphology; float32 holds every label up to 2**24 exactly.
+    values = compact.astype(np.float32)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * thickness + 1, 2 * thickness + 1))
+    mixed = cv2.dilate(values, kernel) != cv2.erode(values, kernel)
+    return np.asarray(mixed & (compact > 0), np.bool_)
+
+
+def _colours(compact: NDArray[np.int32], count: int) -> UInt8:
+    neighbours: list[set[int]] = [set() for _ in range(count + 1)]
+    for low, high in _neighbour_pairs(compact):
+        neighbours[low].add(high)
+        neighbours[high].add(low)
+    chosen = np.zeros(count + 1, np.intp)
+    for cell in range(1, count + 1):
+        taken = {int(chosen[other]) for other in neighbours[cell] if other < cell}
+        # Starting at a rotating hue spreads all hues over the field instead of a handful.
+        order = [(cell * 5 + step) % len(_PALETTE) for step in range(len(_PALETTE))]
+        chosen[cell] = next((hue for hue in order if hue not in taken), order[0])
+    colours = _PALETTE[chosen]
+    colours[0] = 0
+    return colours
 
 
 def _neighbour_pairs(compact: NDArray[np.int32]) -> list[tuple[int, int]]:
     """Pairs (a < b) of cells that touch or face each other across a few pixels."""
-    found = []
     height, width = compact.shape
+    base = int(compact.max(initial=0)) + 1
+    keys = np.zeros(0, np.int64)
     for reach in (1, 4, 8):
         for dy, dx in ((0, reach), (reach, 0), (reach, reach), (reach, -reach)):
             if dy >= height or abs(dx) >= width:
@@ -212,9 +223,9 @@ def _neighbour_pairs(compact: NDArray[np.int32]) -> list[tuple[int, int]]:
             first = compact[: height - dy, max(0, -dx) : width - max(0, dx)]
             second = compact[dy:, max(0, dx) : width + min(0, dx)]
             differ = (first != second) & (first > 0) & (second > 0)
-            found.append(np.sort(np.stack([first[differ], second[differ]], axis=1), axis=1))
-    pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int32)
-    return [(int(a), int(b)) for a, b in pairs]
+            a, b = first[differ].astype(np.int64), second[differ].astype(np.int64)
+            keys = np.union1d(keys, np.minimum(a, b) * base + np.maximum(a, b))
+    return [(int(key // base), int(key % base)) for key in keys]
 
 
 def _default_thickness(rgb: UInt8) -> int:
