@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from dinocell import log
-from dinocell.checkpoint import atomic_write_text
+from dinocell.data.files import atomic_write_text
 from dinocell.data.io import SUFFIXES
 from dinocell.errors import ConfigError, DataError
 

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-import numba
+
 import numpy as np
 import numpy.typing as npt
 
 from dinocell import log
 from dinocell.config import field
+from dinocell.data.jit import compiled
 from dinocell.errors import ConfigError, DataError
 
 BINS = 256
-HISTOGRAM_ROWS = 2**22
-"""Pixels a histogram block; cv2 counts in float32, exact only below 2²⁴."""
+BLOCK_PIXELS = 2**20
+"""Large planes are worked through in blocks of this many pixels; cv2 counts in float32, exact only below 2²⁴."""
 MAX_SORTED = 2**24
 """Planes of floats or wide integers with more pixels than this give their percentiles from every k-th row."""
 
@@ -72,7 +73,7 @@ def preprocess(gray: npt.NDArray[Any], config: PreprocessConfig | None = None) -
 
 def stretch(gray: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float32] | None:
     """Linear map of the percentiles `low` … `high` (%) to [0, 1], clipped, float32; None for a constant image."""
-    bottom, top = _limits(gray, low, high)
+    bottom, top = limits(gray, low, high)
     if not top > bottom:
         return None
     if gray.dtype.kind in "bui" and gray.dtype.itemsize > 2:
@@ -86,13 +87,13 @@ def stretch(gray: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.f
 
 def to_uint8(gray: npt.NDArray[Any], low: float = 0.1, high: float = 99.9) -> npt.NDArray[np.uint8]:
     """Percentile stretch of a plane (H, W) to 8 bit, for curation and overlays; a constant image becomes zeros."""
-    bottom, top = _limits(gray, low, high)
+    bottom, top = limits(gray, low, high)
     if not top > bottom:
         return np.zeros(gray.shape, dtype=np.uint8)
     if gray.dtype in (np.uint8, np.uint16):
         levels = np.arange(np.iinfo(gray.dtype).max + 1, dtype=np.float64)
         table = np.clip((levels - bottom) * (255 / (top - bottom)) + 0.5, 0, 255.5).astype(np.uint8)
-        return np.asarray(cv2.LUT(gray, table), dtype=np.uint8) if gray.dtype == np.uint8 else np.take(table, gray)
+        return _look_up(table, gray)
     unit = stretch(gray, low, high)
     assert unit is not None
     unit *= np.float32(255)
@@ -100,8 +101,17 @@ def to_uint8(gray: npt.NDArray[Any], low: float = 0.1, high: float = 99.9) -> np
     return unit.astype(np.uint8)
 
 
-def _limits(gray: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
-    """Percentile limits, widened to minimum and maximum when sparse content lies wholly outside them."""
+def _look_up(table: npt.NDArray[np.uint8], gray: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """table[gray], in row blocks because numpy widens indices to 64 bit."""
+    out = np.empty(gray.shape, dtype=np.uint8)
+    rows = max(BLOCK_PIXELS // max(gray.shape[1], 1), 1)
+    for start in range(0, gray.shape[0], rows):
+        np.take(table, gray[start : start + rows], out=out[start : start + rows], mode="clip")
+    return out
+
+
+def limits(gray: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """Values that become black and white: percentiles, widened to minimum and maximum when sparse content lies wholly outside them."""
     bottom, top = percentiles(gray, low, high)
     return (bottom, top) if top > bottom else percentiles(gray, 0, 100)
 
@@ -128,7 +138,7 @@ def histogram(gray: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Exact counts of every value of a uint8 or uint16 plane (H, W): int64 [256] or [65536]."""
     levels = int(np.iinfo(gray.dtype).max) + 1
     counts = np.zeros(levels, dtype=np.int64)
-    rows = max(HISTOGRAM_ROWS // max(gray.shape[1], 1), 1)
+    rows = max(BLOCK_PIXELS // max(gray.shape[1], 1), 1)
     for start in range(0, gray.shape[0], rows):
         block = np.ascontiguousarray(gray[start : start + rows])
         counts += cv2.calcHist([block], [0], None, [levels], [0, levels]).ravel().astype(np.int64)
@@ -168,7 +178,7 @@ def _table(counts: npt.NDArray[np.int64], limit: int, pixels: int) -> npt.NDArra
     return (np.cumsum(counts) / pixels).astype(np.float32)
 
 
-@numba.njit(cache=True)
+@compiled
 def _apply_tables(
     unit: npt.NDArray[np.float32], tables: npt.NDArray[np.float32], tile_h: int, tile_w: int
 ) -> npt.NDArray[np.float32]:

@@ -1,0 +1,98 @@
+"""Pictures that were there before: the same bytes, the same pixels, or the same to the eye."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Gray = npt.NDArray[np.uint8]
+
+THUMBNAIL = 32
+BANDS = (11, 11, 11, 11, 10, 10)
+"""Bits of the bands of a 64-bit hash. Hashes that differ in fewer bits than there are bands agree in one band."""
+
+
+def pixel_hash(crop: Gray) -> str:
+    """SHA-256 of shape and pixels."""
+    return hashlib.sha256(repr(crop.shape).encode() + np.ascontiguousarray(crop).tobytes()).hexdigest()
+
+
+def thumbnail(crop: Gray) -> Gray:
+    """Area-averaged 32×32 picture of a crop."""
+    return np.asarray(cv2.resize(crop, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def perceptual_hash(small: Gray) -> int:
+    """64 bits: signs of the 8×8 lowest DCT coefficients (without the mean) against their median."""
+    frequencies = cv2.dct(small.astype(np.float32))[:8, :8].ravel()
+    # The mean says nothing about content: another frequency takes its bit.
+    frequencies[0] = cv2.dct(small.astype(np.float32))[8, 8]
+    bits = frequencies > np.median(frequencies)
+    return int.from_bytes(np.packbits(bits).tobytes())
+
+
+def encode(small: Gray) -> str:
+    """Thumbnail as text for the journal."""
+    return base64.b64encode(small.tobytes()).decode()
+
+
+def decode(text: str) -> Gray:
+    """Inverse of `encode`."""
+    return np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(THUMBNAIL, THUMBNAIL)
+
+
+class DuplicateIndex:
+    """Remembers pictures in the order given and answers which earlier one a picture repeats."""
+
+    def __init__(self, max_distance: int, min_correlation: float) -> None:
+        assert max_distance < len(BANDS)
+        self.max_distance = max_distance
+        self.min_correlation = min_correlation
+        self._pixels: dict[str, str] = {}
+        self._bands: list[dict[int, list[int]]] = [defaultdict(list) for _ in BANDS]
+        self._entries: list[tuple[int, npt.NDArray[np.float32], str]] = []
+
+    def find(self, pixels: str, small: Gray) -> tuple[str, str] | None:
+        """("exact duplicate" | "near duplicate", name of the earlier picture), or None."""
+        if pixels in self._pixels:
+            return "exact duplicate", self._pixels[pixels]
+        code, unit = perceptual_hash(small), _unit(small)
+        for number in self._candidates(code):
+            other_code, other, name = self._entries[number]
+            if (code ^ other_code).bit_count() <= self.max_distance and float(unit @ other) >= self.min_correlation:
+                return "near duplicate", name
+        return None
+
+    def add(self, name: str, pixels: str, small: Gray) -> None:
+        """Remember a picture under a name."""
+        self._pixels[pixels] = name
+        code = perceptual_hash(small)
+        for band, part in zip(self._bands, _parts(code), strict=True):
+            band[part].append(len(self._entries))
+        self._entries.append((code, _unit(small), name))
+
+    def _candidates(self, code: int) -> Iterable[int]:
+        found: set[int] = set()
+        for band, part in zip(self._bands, _parts(code), strict=True):
+            found.update(band.get(part, ()))
+        return sorted(found)
+
+
+def _parts(code: int) -> Iterator[int]:
+    for width in BANDS:
+        yield code & ((1 << width) - 1)
+        code >>= width
+
+
+def _unit(small: Gray) -> npt.NDArray[np.float32]:
+    """Thumbnail as a vector of zero mean and unit length, so that a dot product is a correlation."""
+    values = small.astype(np.float64).ravel()
+    values -= values.mean()
+    length = float(np.linalg.norm(values))
+    return np.asarray(values / length if length else values, dtype=np.float32)

@@ -1,0 +1,78 @@
+"""Which files a run takes, in which order, and what their crops are called."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinocell.curation.config import CurateConfig
+from dinocell.data.io import list_images
+from dinocell.errors import ConfigError
+from dinocell.paths import is_remote, local_path
+
+UNSAFE = re.compile(r"[^\w.\-/]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One image file: where it is, its dataset, and the name its crops start with (unique in a run)."""
+
+    path: str
+    dataset: str
+    key: str
+
+
+def find_sources(config: CurateConfig) -> list[Source]:
+    """Every source of a run, sorted by path, each once. The output folder is never a source.
+
+    The dataset of a file is the first folder below the SRC it was found in, or that SRC itself. The key is the path
+    below the dataset without suffix; where two files would share one, both get a piece of their path's hash.
+
+    Raises:
+        ConfigError: a source that does not exist, or nothing to do.
+    """
+    out = Path(config.out).resolve()
+    found: dict[Path, tuple[str, str]] = {}
+    for root, file in _files(config.sources):
+        if out in file.resolve().parents:
+            continue
+        dataset, name = _names(root, file)
+        found.setdefault(file, (config.dataset or dataset, name))
+    if not found:
+        raise ConfigError(f"no images in {', '.join(config.sources)}")
+    keys = {file: UNSAFE.sub("_", f"{dataset}/{name}") for file, (dataset, name) in found.items()}
+    times = Counter(key.lower() for key in keys.values())
+    sources = []
+    for file in sorted(found):
+        key = keys[file]
+        if times[key.lower()] > 1:
+            key = f"{key}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        sources.append(Source(path=str(file), dataset=found[file][0], key=key))
+    return sources
+
+
+def _files(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """(root, file) pairs: the root is the folder the user named, or the folder of a named file."""
+    pairs = []
+    for text in sources:
+        entry = str(local_path(text)) if is_remote(text) else text
+        path = Path(entry).expanduser()
+        # pathlib's own glob refuses absolute patterns
+        roots = [path] if path.exists() else [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        if not roots:
+            raise ConfigError(f"{text}: no such file, folder or pattern")
+        for root in roots:
+            is_folder = root.is_dir() and root.suffix.lower() != ".zarr"
+            pairs += [(root if is_folder else root.parent, file) for file in list_images([root])]
+    return pairs
+
+
+def _names(root: Path, file: Path) -> tuple[str, str]:
+    below = file.relative_to(root).with_suffix("")
+    if len(below.parts) > 1:
+        return below.parts[0], "/".join(below.parts[1:])
+    return root.resolve().name or "root", below.name
