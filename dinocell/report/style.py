@@ -39,7 +39,7 @@ img{display:block;max-width:100%;height:auto;border-radius:6px}
 figcaption{margin-top:.4rem;max-width:44rem}
 .chart{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;margin:1rem 0}
 .chart{max-width:44rem}.chart figure{margin:0}.chart img{width:100%;border-radius:0}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:.9rem;margin:1rem 0}
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(13rem,100%),1fr));gap:.9rem;margin:1rem 0}
 .gallery figure{margin:0}.gallery img{width:100%}
 @media print{.scroll,.tile,.chart{break-inside:avoid}}
 """
