@@ -35,12 +35,16 @@ def cell_polygons(labels: NDArray[np.integer[Any]]) -> Iterator[tuple[int, list[
 
     Pixels that touch only by a corner are separate pieces, so every ring is a simple polygon.
     """
-    numbers, inverse = np.unique(labels, return_inverse=True)
-    ranks = inverse.reshape(labels.shape).astype(np.int32) + (0 if numbers.size and numbers[0] == 0 else 1)
-    present = numbers[numbers != 0]
-    for rank, box in enumerate(ndimage.find_objects(ranks), start=1):
+    numbers: NDArray[Any] | None = None
+    if labels.max(initial=0) > labels.size:  # sparse numbering would cost a slot for every number left out
+        numbers, inverse = np.unique(labels, return_inverse=True)
+        labels = inverse.reshape(labels.shape) + (0 if numbers[0] == 0 else 1)
+        numbers = numbers[numbers != 0]
+    boxes = ndimage.find_objects(labels.astype(np.int32, copy=False))
+    for number, box in enumerate(boxes, start=1):
         if box is not None:
-            yield int(present[rank - 1]), mask_polygons(ranks[box] == rank, box[1].start, box[0].start)
+            label = number if numbers is None else int(numbers[number - 1])
+            yield label, mask_polygons(labels[box] == number, box[1].start, box[0].start)
 
 
 def mask_polygons(mask: NDArray[np.bool_], x0: int = 0, y0: int = 0) -> list[Polygon]:

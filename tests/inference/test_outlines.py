@@ -64,3 +64,8 @@ def test_neighbours_share_their_border(dtype: type) -> None:
 def test_an_image_without_background_gives_every_label() -> None:
     assert [number for number, _ in cell_polygons(np.array([[1, 2], [1, 3]]))] == [1, 2, 3]
     assert list(cell_polygons(np.zeros((4, 4), int))) == []
+
+
+def test_huge_label_numbers_are_kept() -> None:
+    labels = np.array([[0, 4_000_000_000], [7, 7]], np.uint32)
+    assert [number for number, _ in cell_polygons(labels)] == [7, 4_000_000_000]
