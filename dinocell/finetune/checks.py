@@ -1,0 +1,231 @@
+"""What the images and masks look like before the first step: a summary, and in words what seems wrong.
+
+Most failed trainings fail here: masks that are outlines or 0/255 drawings, masks of other images, cells larger than a
+crop. Nothing here changes the data.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dinocell.errors import DataError
+from dinocell.finetune.dataset import ImageStore, PreparedImage
+from dinocell.finetune.validation import evenly
+from dinocell.report.overlays import contours
+
+FEW_LABELLED = 0.1
+MOSTLY = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Measures of one prepared image; lengths in pixels at the training scale.
+
+    Attributes:
+        shape: of the file (H, W).
+        cells: number of labels. diameters: of circles of equal area.
+        labelled: share of pixels with a label.
+        longest_side: of any cell's box.
+        pieces: connected components of the foreground.
+        fragmented: share of the cells that consist of several pieces.
+        better_turn: name of a mirroring or turn of the mask that fits the image's edges far better, or "".
+        constant: whether the image has no contrast at all.
+    """
+
+    dataset: str
+    stem: str
+    shape: tuple[int, int]
+    cells: int
+    diameters: NDArray[np.float64]
+    labelled: float
+    longest_side: int
+    pieces: int
+    fragmented: float
+    better_turn: str
+    constant: bool
+    complete: bool
+
+
+def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
+    """Measure one image."""
+    labels = prepared.labels
+    areas = np.bincount(labels.ravel())[1:]
+    sides = prepared.boxes[:, 2:] - prepared.boxes[:, :2]
+    return ImageFacts(
+        dataset=dataset,
+        stem=stem,
+        shape=(prepared.truth.shape[0], prepared.truth.shape[1]),
+        cells=len(areas),
+        diameters=2.0 * np.sqrt(areas / np.pi),
+        labelled=float((labels > 0).mean()),
+        longest_side=int(sides.max()) if len(sides) else 0,
+        pieces=int(ndimage.label(labels > 0)[1]),
+        fragmented=_fragmented_share(labels, prepared.boxes),
+        better_turn=better_turn(prepared.image, labels),
+        constant=float(prepared.image.std()) < 1e-6,
+        complete=prepared.unlabelled_weight == 1.0,
+    )
+
+
+def _fragmented_share(labels: NDArray[np.int32], boxes: NDArray[np.int64]) -> float:
+    """Share of cells with a second piece of at least a tenth of the cell; smaller crumbs are annotators' slips."""
+    broken = 0
+    for number, (y0, x0, y1, x1) in enumerate(boxes, 1):
+        pieces, count = ndimage.label(labels[y0:y1, x0:x1] == number, structure=np.ones((3, 3)))
+        if count > 1:
+            sizes = np.sort(np.bincount(pieces.ravel())[1:])
+            broken += bool(sizes[-2] >= 0.1 * sizes.sum())
+    return broken / len(boxes) if len(boxes) else 0.0
+
+
+def better_turn(image: NDArray[np.float32], labels: NDArray[np.int32]) -> str:
+    """The turn of the mask whose outlines lie on far stronger image edges than the mask's own, or "".
+
+    Edge strength is the mean gradient on cell outlines over the image's mean gradient. A turn is named when the mask
+    as it is lies on no edges at all (below 1.1) and the turned one clearly does (above 1.4).
+    """
+    gradient = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
+    mean = float(gradient.mean())
+    outline = contours(labels)
+    if mean < 1e-6 or not outline.any():
+        return ""
+    turns = {"upside down": outline[::-1], "mirrored": outline[:, ::-1], "turned by 180 degrees": outline[::-1, ::-1]}
+    if outline.shape[0] == outline.shape[1]:
+        turns["transposed (x and y swapped)"] = outline.T
+    own = float(gradient[outline].mean()) / mean
+    name, best = max(((n, float(gradient[t].mean()) / mean) for n, t in turns.items()), key=lambda pair: pair[1])
+    return name if own < 1.1 and best > 1.4 else ""
+
+
+def inspect_store(store: ImageStore, limit: int) -> list[ImageFacts]:
+    """Measure up to `limit` images, spread evenly; unusable pairs are left out (the store reports them)."""
+    facts = []
+    for index in evenly(len(store), limit):
+        prepared = store.get(index)
+        if prepared is not None:
+            facts.append(measure(store.items[index].dataset.name, store.items[index].stem, prepared))
+    return facts
+
+
+def summary(facts: Sequence[ImageFacts]) -> list[str]:
+    """One line a dataset: image sizes, cells an image, cell diameters."""
+    lines = []
+    for name, members in _by_dataset(facts).items():
+        heights, widths = zip(*(f.shape for f in members), strict=True)
+        diameters = np.concatenate([f.diameters for f in members])
+        size = f"{min(widths)} × {min(heights)}"
+        if (min(widths), min(heights)) != (max(widths), max(heights)):
+            size += f" to {max(widths)} × {max(heights)}"
+        cells = [f.cells for f in members]
+        line = f"{name}: {len(members)} images looked at, {size} px, {min(cells)} to {max(cells)} cells an image"
+        if len(diameters):
+            low, middle, high = np.percentile(diameters, [5, 50, 95])
+            line += f", cell diameter {middle:.0f} px (5–95 %: {low:.0f}–{high:.0f})"
+        empty = cells.count(0)
+        lines.append(line + (f", {empty} without any cell (used as background)" if empty else ""))
+    return lines
+
+
+def problems(facts: Sequence[ImageFacts], *, crop_size: int, pixels_per_patch: float, instances: bool) -> list[str]:
+    """What looks wrong, in words with the remedy; a dataset may well be right in spite of it.
+
+    Args:
+        pixels_per_patch: side of a backbone patch, in pixels of the image.
+        instances: whether the objective separates single cells.
+    """
+    found: list[str] = []
+    for name, members in _by_dataset(facts).items():
+        found += [f"{name}: {text}" for text in _dataset_problems(members, crop_size, pixels_per_patch, instances)]
+    return found
+
+
+def _dataset_problems(
+    members: Sequence[ImageFacts], crop_size: int, pixels_per_patch: float, instances: bool
+) -> list[str]:
+    filled = [f for f in members if f.cells]
+    found = []
+    if not filled:
+        return [f"all {len(members)} masks looked at are empty; nothing but background can be learnt from this dataset"]
+    if instances and _share(filled, lambda f: f.cells == 1 and f.pieces > 3) > MOSTLY:
+        found.append(
+            "the masks look binary (one value for all cells); touching cells cannot be told apart. Export label images "
+            "(one number per cell), or set data.label_pieces=true to number the separate pieces"
+        )
+    elif _share(filled, lambda f: f.fragmented > MOSTLY and f.cells > 1) > MOSTLY:
+        found.append(
+            "most labels are scattered over several pieces; the masks look like classes (one number per cell type) or "
+            "damaged by lossy compression or smooth resizing. Export one number per cell, as PNG or TIFF"
+        )
+    turns = [f.better_turn for f in filled if f.better_turn]
+    if len(turns) > MOSTLY * len(filled):
+        turn = max(set(turns), key=turns.count)
+        found.append(f"the masks fit the images better {turn}; check the export (axis order, image origin)")
+    found += _size_problems(filled, crop_size, pixels_per_patch)
+    labelled = float(np.median([f.labelled for f in filled]))
+    if all(f.complete for f in filled) and labelled < FEW_LABELLED and len(filled) > 2:
+        found.append(
+            f"only {labelled:.0%} of the pixels carry a label; if cells were left out, write fully_annotated: false "
+            "into dataset.yaml (or set data.fully_annotated=no), else the model learns to miss them"
+        )
+    constant = [f.stem for f in members if f.constant]
+    if constant:
+        found.append(f"{len(constant)} image(s) have no contrast at all, for example {constant[0]}")
+    return found
+
+
+def _size_problems(filled: Sequence[ImageFacts], crop_size: int, pixels_per_patch: float) -> list[str]:
+    diameters = np.concatenate([f.diameters for f in filled])
+    large = float((diameters > 0.75 * crop_size).mean())
+    found = []
+    if large > 0.25:
+        found.append(
+            f"{large:.0%} of the cells are larger than three quarters of the crop ({crop_size} px), so most crops show "
+            "parts of cells; choose a larger crop_size or downscale the images"
+        )
+    middle = float(np.median(diameters))
+    if middle < pixels_per_patch:
+        found.append(
+            f"half of the cells are smaller than one patch of the backbone ({middle:.1f} px against "
+            f"{pixels_per_patch:.1f} px); enlarge the images, or raise input_size over crop_size"
+        )
+    return found
+
+
+def check_training_data(
+    store: ImageStore, limit: int, *, crop_size: int, pixels_per_patch: float, instances: bool
+) -> tuple[list[str], list[str]]:
+    """(summary lines, warnings) of a training set.
+
+    Raises:
+        DataError: no image is usable, or no mask looked at holds any cell.
+    """
+    facts = inspect_store(store, limit)
+    if not facts:
+        reason = next(iter(store.bad.values()), "no image was found")
+        raise DataError(f"none of the {len(store)} training images can be used; the first reason: {reason}")
+    if not any(f.cells for f in facts):
+        raise DataError(
+            f"all {len(facts)} training masks looked at are empty (for example {facts[0].stem} of {facts[0].dataset}); "
+            "check that masks hold numbers above 0 where cells are, and that they were not saved as outlines or alpha"
+        )
+    warnings = problems(facts, crop_size=crop_size, pixels_per_patch=pixels_per_patch, instances=instances)
+    return summary(facts), warnings
+
+
+def _by_dataset(facts: Sequence[ImageFacts]) -> dict[str, list[ImageFacts]]:
+    groups: dict[str, list[ImageFacts]] = defaultdict(list)
+    for fact in facts:
+        groups[fact.dataset].append(fact)
+    return groups
+
+
+def _share(facts: Sequence[ImageFacts], test: object) -> float:
+    assert callable(test)
+    return sum(bool(test(f)) for f in facts) / len(facts)

@@ -1,0 +1,139 @@
+"""The model folder: everything inference needs, with where it comes from written beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dinocell.checkpoint import atomic_write_text, sha256_of
+from dinocell.data.labelled import DatasetInfo, LabelledItem
+from dinocell.finetune.config import FinetuneConfig
+from dinocell.models import SegmentationModel, save_model
+
+CARD_NAME = "MODEL_CARD.md"
+LIMITS = (
+    "Scores are on the val split of the training data sets; images of another microscope, stain or cell type can "
+    "score far lower. The licences of the training data may restrict what the model is used for."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a model was trained on: dataset descriptions with the number of training images of each, and its start."""
+
+    datasets: tuple[tuple[DatasetInfo, int], ...]
+    initial_weights: str
+    initial_sha256: str
+
+
+def provenance(items: Sequence[LabelledItem], config: FinetuneConfig) -> Provenance:
+    """Describe training items and starting weights (folders and checksums only, no images)."""
+    counts: dict[DatasetInfo, int] = {}
+    for item in items:
+        counts[item.dataset] = counts.get(item.dataset, 0) + 1
+    weights = Path(config.backbone.weights) if config.backbone.weights else None
+    if weights is not None and weights.is_dir():
+        weights = next(iter(sorted(weights.glob("*.safetensors"))), None)
+    known = weights is not None and weights.is_file()
+    return Provenance(
+        datasets=tuple(counts.items()),
+        initial_weights=config.backbone.weights or "random",
+        initial_sha256=sha256_of(weights) if known and weights is not None else "",
+    )
+
+
+def write_model_folder(
+    directory: Path,
+    model: SegmentationModel,
+    config: FinetuneConfig,
+    origin: Provenance,
+    *,
+    step: int,
+    scores: Mapping[str, float],
+    scores_by_dataset: Mapping[str, Mapping[str, float]],
+    threshold: float | None = None,
+) -> Path:
+    """Write `model.safetensors`, `config.json` and `MODEL_CARD.md`.
+
+    Args:
+        scores: means over the val split.
+        threshold: probability threshold chosen on the val split; None keeps the recipe's.
+    """
+    objective = dataclasses.asdict(config.objective)
+    if threshold is not None:
+        objective["threshold"] = threshold
+    meta: dict[str, Any] = {
+        "format": 1,
+        "preprocess": dataclasses.asdict(config.preprocess),
+        "objective": objective,
+        "overlap": config.overlap,
+        "training": {
+            "step": step,
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "initial_weights": Path(origin.initial_weights).name,
+            "initial_weights_sha256": origin.initial_sha256,
+            "datasets": [{**dataclasses.asdict(info), "train_images": count} for info, count in origin.datasets],
+            "seed": config.seed,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "validation": {"mean": dict(scores), "by_dataset": {k: dict(v) for k, v in scores_by_dataset.items()}},
+    }
+    save_model(directory, model, meta)
+    atomic_write_text(directory / CARD_NAME, model_card(model, config, origin, meta))
+    return directory
+
+
+def model_card(model: SegmentationModel, config: FinetuneConfig, origin: Provenance, meta: Mapping[str, Any]) -> str:
+    """The model card in Markdown."""
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    network = f"{model.backbone.config.arch}/{model.backbone.patch_size} backbone, {config.decoder.kind} decoder"
+    lines = [
+        "# DINOCell model",
+        "",
+        f"{network}, {parameters:.1f} M parameters, objective `{config.objective.kind}`.",
+        f"Input: crops of {model.crop_size} px, resized to {model.input_size} px, with {config.overlap} px of overlap.",
+        "",
+        "```",
+        "dinocell segment IMAGES --out RESULTS --model THIS_FOLDER",
+        "```",
+        "",
+        "## Training data",
+        "",
+        "| dataset | modality | training images | fully annotated | licence | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {d.name} | {d.modality} | {n} | {'yes' if d.fully_annotated else 'no'} | {d.licence} | {d.source} |"
+        for d, n in origin.datasets
+    ]
+    start = Path(origin.initial_weights).name
+    checksum = f" (sha256 {origin.initial_sha256[:16]}…)" if origin.initial_sha256 else ""
+    training = meta["training"]
+    lines += [
+        "",
+        f"Starting weights: {start}{checksum}. Step {training['step']}, {training['date']}, seed {config.seed}.",
+        "",
+        *_score_lines(meta["validation"]),
+        "## Limits",
+        "",
+        LIMITS,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _score_lines(validation: Mapping[str, Any]) -> list[str]:
+    rows = {**validation["by_dataset"], "mean over images": validation["mean"]}
+    if not validation["mean"]:
+        return ["No images were validated.", ""]
+    names = [name for name in validation["mean"] if name != "loss"]
+    lines = ["## Scores on the val split", "", f"| dataset | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {row} | {' | '.join(f'{values[n]:.3f}' for n in names)} |" for row, values in rows.items()]
+    return [*lines, ""]

@@ -1,0 +1,81 @@
+"""What a run leaves on disk: config.yaml, metrics.jsonl, model/, report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dinocell import distributed, log
+from dinocell.checkpoint import atomic_write_text, load_file
+from dinocell.config import to_yaml
+from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.export import provenance, write_model_folder
+from dinocell.finetune.report import prediction_panel, write_report
+from dinocell.finetune.setup import RunData
+from dinocell.finetune.validation import SCORES, Validation
+from dinocell.log import RunLogger
+from dinocell.models import SegmentationModel
+
+
+class RunOutput:
+    """Writes the files of one run; only rank 0 touches the disk."""
+
+    def __init__(self, config: FinetuneConfig, model: SegmentationModel, data: RunData, resume_step: int) -> None:
+        self.directory = Path(config.output_dir)
+        self._config, self._model, self._data = config, model, data
+        self._main = distributed.is_main()
+        self._origin = provenance(data.train_items, config)
+        self._best: tuple[int, Validation | None] = (resume_step, None)
+        if self._main:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(self.directory / "config.yaml", to_yaml(config))
+        self.logger = RunLogger(self.directory, data.total_steps, enabled=self._main, resume_step=resume_step)
+
+    def validated(self, step: int, validation: Validation, channels: Sequence[str], better: bool) -> None:
+        """Log one validation: a line, a row per dataset, the panels."""
+        scores = validation.metrics()
+        spreads = {f"spread_{n}": s for n, s in zip(channels, validation.spreads(), strict=True)}
+        self.logger.log(step, {**scores, **spreads}, split="val")
+        for name, values in validation.by_dataset().items():
+            self.logger.log(step, values, split=f"val/{name}")
+            self.logger.info(f"  {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        line = ", ".join(f"{name} {scores[name]:.3f}" for name in (*SCORES, "loss"))
+        self.logger.info(f"validation at step {step}: {line}{' · best so far' if better else ''}")
+        if self._main:
+            for result in validation.results:
+                if result.prediction is not None:
+                    self.logger.image(step, f"{result.dataset}/{result.stem}", prediction_panel(self._data.val, result))
+
+    def write_model(self, step: int, validation: Validation | None, threshold: float | None = None) -> None:
+        """Write model/ with the model's present weights."""
+        self._best = (step, validation)
+        if self._main:
+            write_model_folder(
+                self.directory / "model",
+                self._model,
+                self._config,
+                self._origin,
+                step=step,
+                scores=validation.metrics() if validation else {},
+                scores_by_dataset=validation.by_dataset() if validation else {},
+                threshold=threshold,
+            )
+
+    def load_best(self, path: Path) -> None:
+        """Put the best model's weights into the network."""
+        state = load_file(path)
+        self._model.load_state_dict(state["model"])
+        self._best = (int(state["step"]), self._best[1])
+
+    def set_threshold(self, threshold: float) -> None:
+        """Write model/ again with the threshold chosen on the val split."""
+        step, validation = self._best
+        self.write_model(step, validation, threshold)
+
+    def finish(self, validation: Validation | None, thresholds: Mapping[float, float]) -> None:
+        """Write the report and say where things are."""
+        if self._main:
+            path = write_report(self.directory, self._config, self._data.val, validation, self._data.notes, thresholds)
+            log.info(f"model: {self.directory / 'model'} · report: {path}")
+        self.logger.close()
+        distributed.barrier()

@@ -1,0 +1,128 @@
+"""What a run starts from: its images, checked; its length; whether the run in its folder can be continued."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dinocell import distributed, log
+from dinocell.config import to_dict
+from dinocell.data.labelled import LabelledItem, Split, open_dataset
+from dinocell.errors import ConfigError, DataError
+from dinocell.finetune.checks import check_training_data
+from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.dataset import CropDataset, ImageStore
+from dinocell.finetune.sampler import SampleOrder
+from dinocell.objectives import Objective
+
+# Settings that change neither what is learnt from a sample nor the shapes in a checkpoint.
+_FREE = (
+    "output_dir",
+    "device",
+    "precision",
+    "data.cache_gb",
+    "data.workers",
+    "data.check_images",
+    "train.epochs",
+    "train.steps",
+    "train.minutes",
+    "train.accumulate",
+    "train.log_every",
+    "train.checkpoint_every",
+    "validate",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Training crops, validation images, length of the training, and the lines of the data check."""
+
+    train: CropDataset
+    train_items: tuple[LabelledItem, ...]
+    val: ImageStore
+    total_steps: int
+    notes: tuple[str, ...]
+
+
+def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
+    """Open the datasets, check a sample of them, and say what was found.
+
+    Raises:
+        ConfigError: data.root is not given or is no dataset.
+        DataError: nothing can be trained on.
+    """
+    items = open_items(config, "train")
+    if not items:
+        raise DataError(f"{', '.join(config.data.root)}: the train split holds no image")
+    store = ImageStore(items, config, log.warning)
+    notes: list[str] = []
+    if config.data.check_images:
+        notes = _check(store, config)
+    names = sorted({item.dataset.name for item in items})
+    order = SampleOrder([names.index(item.dataset.name) for item in items], config.data.sampling, config.seed)
+    val_items = open_items(config, "val")
+    if not val_items:
+        log.warning("there is no val split: the last model is kept, and nothing tells how good it is")
+    total = config.train.steps or max(1, math.ceil(config.train.epochs * len(items) / config.train.batch_size))
+    budget = f", at most {config.train.minutes:g} minutes" if config.train.minutes else ""
+    log.info(f"{len(items)} training and {len(val_items)} validation images; {total} steps{budget}")
+    return RunData(
+        train=CropDataset(store, order, objective, config),
+        train_items=tuple(items),
+        val=ImageStore(val_items, config, log.warning),
+        total_steps=total,
+        notes=tuple(notes),
+    )
+
+
+def open_items(config: FinetuneConfig, split: Split) -> list[LabelledItem]:
+    """Items of one split of every data.root; rank 0 opens first, since opening may write splits.json."""
+    if not config.data.root:
+        raise ConfigError("data.root: no dataset given; add data.root=FOLDER (with images/ and masks/ inside)")
+    if not distributed.is_main():
+        distributed.barrier()
+    items = [item for root in config.data.root for item in open_dataset(root, split, seed=config.seed)]
+    if distributed.is_main():
+        distributed.barrier()
+    return items
+
+
+def _check(store: ImageStore, config: FinetuneConfig) -> list[str]:
+    summary, warnings = check_training_data(
+        store,
+        config.data.check_images,
+        crop_size=config.crop_size,
+        pixels_per_patch=config.backbone.patch_size * config.crop_size / config.network_size,
+        instances=config.objective.kind != "semantic",
+    )
+    for line in summary:
+        log.info(line)
+    for line in warnings:
+        log.warning(line)
+    skipped = [f"Skipped {store.items[i].stem}: {reason}" for i, reason in store.bad.items()]
+    return [*summary, *(f"Warning: {line}" for line in warnings), *skipped]
+
+
+def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:
+    """Refuse to continue a run with settings that its checkpoint was not made with.
+
+    Raises:
+        ConfigError: naming the first setting that differs.
+    """
+    old, new = dict(_flat(saved)), dict(_flat(to_dict(config)))
+    for name in sorted(old.keys() | new.keys()):
+        free = any(name == f or name.startswith(f"{f}.") for f in _FREE)
+        if not free and old.get(name) != new.get(name):
+            raise ConfigError(
+                f"output_dir: {config.output_dir} holds a run with {name}={old.get(name)}, now it is {new.get(name)}; "
+                "choose another output_dir, or delete that folder to start anew"
+            )
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in mapping.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs

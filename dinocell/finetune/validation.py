@@ -1,0 +1,148 @@
+"""Scores on whole images, with the windows and the decoding that inference uses."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dinocell import distributed
+from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.dataset import ImageStore, PreparedImage, truth_weights
+from dinocell.inference import predict_maps
+from dinocell.inference.tiling import resize_maps
+from dinocell.metrics import ImageScores, macro_mean, score_image
+from dinocell.models import SegmentationModel
+from dinocell.objectives import Objective
+from dinocell.objectives.flows import FlowsObjective
+
+SCORES = ("MMA", "SEG", "DET", "AP50")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """One validated image.
+
+    `prediction` holds labels only where a panel is wanted; `spread` is the standard deviation of each map.
+    """
+
+    index: int
+    dataset: str
+    stem: str
+    loss: float
+    spread: tuple[float, ...]
+    scores: ImageScores
+    prediction: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """All results of one validation, in the order of the split."""
+
+    results: tuple[ImageResult, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Mean over images of MMA, SEG, DET and AP50 (each in [0, 1]) and of the loss; empty without images."""
+        return mean_scores(self.results)
+
+    def by_dataset(self) -> dict[str, dict[str, float]]:
+        """The same means for each dataset."""
+        groups: dict[str, list[ImageResult]] = defaultdict(list)
+        for result in self.results:
+            groups[result.dataset].append(result)
+        return {name: mean_scores(members) for name, members in groups.items()}
+
+    def spreads(self) -> tuple[float, ...]:
+        """Largest standard deviation of each map over the images; a map near 0 says the same everywhere."""
+        return tuple(max(values) for values in zip(*(r.spread for r in self.results), strict=True))
+
+
+def mean_scores(results: Sequence[ImageResult]) -> dict[str, float]:
+    """Per-image (macro) means; the loss leaves out images where everything is ignored."""
+    if not results:
+        return {}
+    means = macro_mean([r.scores for r in results])
+    losses = [r.loss for r in results if math.isfinite(r.loss)]
+    return {**{name: means[name] for name in SCORES}, "loss": float(np.mean(losses)) if losses else math.nan}
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """`wanted` indices spread evenly over `count` (all of them when `wanted` is 0 or too large)."""
+    if wanted <= 0 or wanted >= count:
+        return list(range(count))
+    return [int(i) for i in np.linspace(0, count - 1, wanted).round()]
+
+
+class Validator:
+    """Runs a model over the val split; every process takes every world_size-th image."""
+
+    def __init__(self, store: ImageStore, objective: Objective, config: FinetuneConfig) -> None:
+        self._store, self._objective, self._config = store, objective, config
+        self.indices = evenly(len(store), config.validate.max_images)
+        self.panel_indices = {self.indices[i] for i in evenly(len(self.indices), config.validate.panels or 1)}
+        if not config.validate.panels:
+            self.panel_indices = set()
+
+    def run(self, model: SegmentationModel, device: torch.device, dtype: torch.dtype) -> Validation:
+        """Score the model (put into evaluation mode meanwhile) on all processes; every process gets all results."""
+        world = distributed.world()
+        own = [
+            result
+            for index in self.indices[world.rank :: world.world_size]
+            if (result := self._one(model, index, device, dtype)) is not None
+        ]
+        gathered = [result for part in distributed.gather_objects(own) for result in part]
+        return Validation(results=tuple(sorted(gathered, key=lambda r: r.index)))
+
+    def maps(
+        self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[PreparedImage, NDArray[np.float32]] | None:
+        """Raw maps (K, H, W) of one image at its file's size, or None when its files are unusable."""
+        prepared = self._store.get(index)
+        if prepared is None:
+            return None
+        batch_size = 1 if device.type == "cpu" else self._config.train.batch_size
+        maps = predict_maps(
+            model, prepared.image, self._config.crop_size, self._config.overlap, batch_size, device, dtype
+        )
+        return prepared, resize_maps(maps, (prepared.truth.shape[0], prepared.truth.shape[1]))
+
+    def _one(
+        self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype
+    ) -> ImageResult | None:
+        predicted = self.maps(model, index, device, dtype)
+        if predicted is None:
+            return None
+        prepared, maps = predicted
+        labels = decode(self._objective, maps)
+        item = self._store.items[index]
+        return ImageResult(
+            index=index,
+            dataset=item.dataset.name,
+            stem=item.stem,
+            loss=self._loss(prepared, maps),
+            spread=tuple(float(m.std()) for m in maps),
+            scores=score_image(prepared.truth, labels),
+            prediction=labels if index in self.panel_indices else None,
+        )
+
+    def _loss(self, prepared: PreparedImage, maps: NDArray[np.float32]) -> float:
+        target = self._objective.targets(prepared.truth)
+        weight = truth_weights(prepared)
+        with torch.inference_mode():
+            loss = self._objective.loss(
+                torch.from_numpy(maps)[None], torch.from_numpy(target)[None], torch.from_numpy(weight)[None, None]
+            )
+        return float(loss) if weight.any() else math.nan
+
+
+def decode(objective: Objective, maps: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Labels of raw maps, silently: early in training the warnings of huge masks would fill the log."""
+    if isinstance(objective, FlowsObjective):
+        return objective.decode_with_report(maps)[0]
+    return objective.decode(maps)
