@@ -43,7 +43,7 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
     """
     model = config.model
     if config.weights is None:
-        log.info(f"backbone: {model.arch}/{model.patch_size} with random weights (no `weights` given)")
+        log.info("weights: random, none are given (weights=PATH)")
         return VisionTransformer(model)
     backbone = models.load_backbone(
         config.weights,

@@ -53,8 +53,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        tensors = [t.to(device, non_blocking=True) for t in self[:5]]
-        return Batch(*tensors, *self[5:])
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in self._asdict().items() if _is_tensor(value)
+        }
+        return self._replace(**moved)
 
 
 def find_images(roots: Sequence[str]) -> list[str]:
@@ -78,6 +80,10 @@ def read_gray(path: str, low: float, high: float) -> UInt8Array:
     """
     gray = to_gray(read_image(path))
     return gray if gray.dtype == np.uint8 else to_uint8(gray, low, high)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
 
 
 class CropDataset(Dataset[Sample]):

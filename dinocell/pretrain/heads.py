@@ -1,4 +1,4 @@
-"""Projection head of DINO and iBOT: MLP, L2 normalisation, weight-normed prototypes (DINO, section 3.1 and appendix C)."""
+"""Projection head of DINO and iBOT: MLP, L2 normalisation, weight-normed prototypes (DINO, appendix C)."""
 
 import torch
 import torch.nn.functional as F

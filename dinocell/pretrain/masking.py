@@ -5,6 +5,7 @@ Random numbers come from `random.Random` in upstream's order of calls, so one se
 
 import math
 import random
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +86,7 @@ def batch_masks(
     edges = np.linspace(*ratio, masked_images + 1, dtype=np.float32)
     patches = grid[0] * grid[1]
     masks = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         share = low + (high - low) * np.float32(rng.random())
         masks.append(block_mask(grid, int(np.float32(patches) * share), rng))
     masks += [np.zeros(grid, dtype=bool)] * (images - masked_images)

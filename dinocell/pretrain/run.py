@@ -52,9 +52,7 @@ def run(config: PretrainConfig) -> Path:
     """
     trainer = Trainer(config)
     if trainer.train() and distributed.is_main():
-        backbone = trainer.model.teacher["backbone"]
-        assert isinstance(backbone, VisionTransformer)
-        path = write_report(trainer.folder, trainer.config, backbone, trainer.dtype)
+        path = write_report(trainer.folder, trainer.config, _backbone(trainer.model.teacher), trainer.dtype)
         log.info(f"done: {trainer.config.optim.total_steps} steps; report in {path}")
     trainer.logger.close()
     distributed.barrier()
@@ -84,10 +82,9 @@ class Trainer:
         if found is not None:
             self._resume(*found)
         if config.compile:
-            for network in (self.model.student["backbone"], self.model.teacher["backbone"]):
-                network.compile_blocks()
-        self.micro_images = config.optim.batch_size * self.world.world_size
-        self.step_images = self.micro_images * config.optim.accumulate
+            _backbone(self.model.student).compile_blocks()
+            _backbone(self.model.teacher).compile_blocks()
+        self.step_images = config.optim.batch_size * self.world.world_size * config.optim.accumulate
         self.peak_lr = scaled_learning_rate(config.optim.base_lr, self.step_images, config.optim.lr_rule)
         self.machine_rate = matmul_rate(self.device, self.dtype)
         self.logger = log.RunLogger(
@@ -216,8 +213,8 @@ class Trainer:
         log.warning(f"step {self.step} is skipped: {culprits} not finite; its files are listed in {record}")
         if self.skipped >= self.config.max_bad_steps:
             raise DataError(
-                f"{self.skipped} steps had a NaN or infinite loss or gradient (max_bad_steps); the files of each are in "
-                f"{str(record)!r}; look at them, or lower optim.base_lr and start from the last checkpoint"
+                f"{self.skipped} steps had a NaN or infinite loss or gradient (max_bad_steps); the files of each are "
+                f"in {str(record)!r}; look at them, or lower optim.base_lr and start from the last checkpoint"
             )
 
     def _log(self, metrics: dict[str, float], timer: Timer) -> None:
@@ -266,30 +263,24 @@ class Trainer:
 
     def _introduce(self, dtype_reason: str) -> None:
         """Say what is about to run, write config.yaml and, at a fresh start, the features before it."""
-        config, optim = self.config, self.config.optim
-        parameters = sum(p.numel() for p in self.model.student["backbone"].parameters()) / 1e6
-        per_image = image_flops(config, config.model) / 1e12
-        log.info(
-            f"device: {self.device} ({self.world.device_reason}), {self.world.world_size} process(es), {self.dtype} ({dtype_reason})"
-        )
-        log.info(
-            f"backbone: {config.model.arch}/{config.model.patch_size}, {parameters:.1f} M parameters, {per_image:.3g} TFLOP an image"
-        )
-        log.info(
-            f"data: {len(self.paths)} images, {self.step_images} a step ({optim.batch_size} × {self.world.world_size} × {optim.accumulate})"
-        )
-        log.info(
-            f"learning rate: base {optim.base_lr:g}, rule {optim.lr_rule}, effective {self.peak_lr:.3g} at the peak"
-        )
+        config, optim, world = self.config, self.config.optim, self.world
+        parameters = sum(p.numel() for p in _backbone(self.model.student).parameters()) / 1e6
+        cost = image_flops(config, config.model) / 1e12
+        place = f"{self.device} ({world.device_reason}), {world.world_size} process(es)"
+        log.info(f"device: {place}, {self.dtype} ({dtype_reason}), {self.machine_rate / 1e12:.3g} TFLOP/s in products")
+        shape = f"{config.model.arch}/{config.model.patch_size}, {config.model.registers} registers"
+        log.info(f"backbone: {shape}, {parameters:.1f} M parameters, {cost:.3g} TFLOP an image")
+        split = f"{optim.batch_size} × {world.world_size} process(es) × {optim.accumulate}"
+        log.info(f"data: {len(self.paths)} images, {self.step_images} a step ({split})")
+        rule = f"base {optim.base_lr:g}, rule {optim.lr_rule}"
+        log.info(f"learning rate: {rule}, effective {self.peak_lr:.3g} at the peak")
         if not distributed.is_main():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(self.folder / "config.yaml", to_yaml(config))
         images = report_images(self.paths, config) if self.step == 0 else []
         if images:
-            backbone = self.model.teacher["backbone"]
-            assert isinstance(backbone, VisionTransformer)
-            save_before(self.folder, backbone, images, self.dtype)
+            save_before(self.folder, _backbone(self.model.teacher), images, self.dtype)
 
 
 class Timer:
@@ -313,6 +304,12 @@ class Timer:
         result = seconds, self._waited / seconds, self.images / seconds
         self.images, self._waited, self._start = 0, 0.0, time.perf_counter()
         return result
+
+
+def _backbone(networks: nn.ModuleDict) -> VisionTransformer:
+    backbone = networks["backbone"]
+    assert isinstance(backbone, VisionTransformer)
+    return backbone
 
 
 def _mean(terms: list[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
         float32 [M, K]; every row sums to 1.
     """
     scores = logits.float() / temperature
-    # exp overflows float32 at 88, a logit of 3.55 at temperature 0.04: the shared maximum cancels in the first division.
+    # exp overflows float32 at 88, a logit of 3.55 at temperature 0.04; the shared maximum cancels right after.
     local_max = scores.max() if scores.numel() else scores.new_tensor(-torch.inf)
     assignment = scores.sub_(all_reduce_max(local_max)).exp_()  # [M, K]
     samples = all_reduce_sum(scores.new_tensor(float(scores.shape[0])))

@@ -55,5 +55,5 @@ def koleo_loss(tokens: Tensor, across_ranks: bool = False) -> Tensor:
 
 
 def _gather(rows: Tensor) -> Tensor:
-    gathered: Tensor = _GatherRanks.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRanks.apply(rows)
     return gathered
