@@ -226,13 +226,14 @@ class Segmenter:
 
 @dataclasses.dataclass(kw_only=True)
 class Job:
-    """A preprocessed plane: z (h, w) at the model's scale, None where there is nothing to predict."""
+    """A preprocessed plane: z (h, w) at the model's scale, None where there is nothing to predict; the caller's tag."""
 
     plane: InputPlane
     size: tuple[int, int]
     z: Float32 | None
     invalid: NDArray[np.bool_] | None
     notes: list[str]
+    tag: Any = None
 
 
 def merge_options(options: SegmentOptions | None, changes: Mapping[str, Any]) -> SegmentOptions:

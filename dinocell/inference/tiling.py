@@ -155,11 +155,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run_batch(model: nn.Module, batch: list[Float32], device: torch.device, dtype: torch.dtype) -> Float32:
-    """Maps (B, K, h, w) float32 of B windows (h, w) of equal size, in one forward."""
+    """Maps (B, K, h, w) float32 of B windows (h, w) of equal size; in one forward, or in halves if memory is short."""
     stacked = torch.from_numpy(np.ascontiguousarray(np.stack(batch)[:, None]))  # [B, 1, h, w]
-    with devices.autocast(device, dtype):
-        prediction = model(stacked.to(device))  # [B, K, h, w]
-    return np.asarray(prediction.float().cpu().numpy(), np.float32)
+    try:
+        with devices.autocast(device, dtype):
+            prediction = model(stacked.to(device))  # [B, K, h, w]
+        return np.asarray(prediction.float().cpu().numpy(), np.float32)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    # Outside the handler, which would keep the failed forward's tensors alive.
+    half = len(batch) // 2
+    return np.concatenate([run_batch(model, part, device, dtype) for part in (batch[:half], batch[half:])])
 
 
 @dataclass

@@ -1,0 +1,311 @@
+"""Many images into one folder of results: reading, network, decoding and writing overlap; a bad image stops nothing."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dinocell import log
+from dinocell.checkpoint import atomic_write_bytes
+from dinocell.data.io import list_images
+from dinocell.device import Precision
+from dinocell.errors import ConfigError, DinoCellError
+from dinocell.inference.api import find_model
+from dinocell.inference.naming import unique_stems, without_results
+from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
+from dinocell.inference.planes import InputPlane, count_planes, iter_planes, open_image
+from dinocell.inference.segment import Job, Segmenter, SegmentOptions, merge_options
+
+SUMMARY_NAME = "summary.csv"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one plane, or of a whole file that could not be read."""
+
+    file: Path
+    plane: str
+    stem: str
+    status: str  # done, skipped or failed
+    cells: int | None = None
+    reason: str = ""
+    last: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        outcomes: one a plane, and one for each file that could not be read.
+        seconds: wall time of the run without loading the model.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """What could not be segmented, with the reason."""
+        return tuple(outcome for outcome in self.outcomes if outcome.status == "failed")
+
+    @property
+    def cells(self) -> int:
+        """Cells found in this run."""
+        return sum(outcome.cells or 0 for outcome in self.outcomes)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when nothing failed, else 1."""
+        return 1 if self.failed else 0
+
+    def count(self, status: str) -> int:
+        """Planes with a status: done, skipped or failed."""
+        return sum(outcome.status == status for outcome in self.outcomes)
+
+
+def run(
+    inputs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Segmenter | None = None,
+    *,
+    save: Sequence[str] = ("labels",),
+    device: str = "auto",
+    precision: Precision = "auto",
+    batch_size: int | None = None,
+    skip_existing: bool = False,
+    options: SegmentOptions | None = None,
+    **changes: Any,
+) -> RunSummary:
+    """Segment images, folders and patterns; results go to `out` as `STEM_labels.tif` and what else `save` names.
+
+    Planes of stacks are segmented each on its own, as `STEM_t003_z012_labels.tif`. Inputs with the same stem get their
+    folder or extension in the name (`naming.unique_stems`). `summary.csv` lists every plane with its number of cells
+    or the reason why it failed.
+
+    Args:
+        inputs: files, folders (recursively; masks and earlier results in them are left out) and glob patterns.
+        out: folder of the results, made if absent.
+        model: a model folder, a packaged name, or a `Segmenter`.
+        save: out of `outputs.FORMATS`.
+        device: see `Segmenter`; not used with a `Segmenter`, as precision and batch_size.
+        precision: see `Segmenter`.
+        batch_size: windows per forward, across images.
+        skip_existing: leave planes whose results are all there.
+        options: reading and decoding options.
+        **changes: single fields of `SegmentOptions`, e.g. `channel=0`.
+
+    Raises:
+        ConfigError: an unknown format or option, inputs that match nothing, no model.
+    """
+    formats, options = check_formats(save), merge_options(options, changes)
+    files = _files(inputs)
+    if not isinstance(model, Segmenter):
+        model = Segmenter(find_model(model), device=device, precision=precision, batch_size=batch_size)
+    log.info(model.describe())
+    started = time.monotonic()
+    task = _Run(model, Path(out), formats, options, skip_existing)
+    outcomes = list(task.outcomes(files))
+    summary = RunSummary(outcomes=tuple(outcomes), seconds=time.monotonic() - started)
+    atomic_write_bytes(Path(out) / SUMMARY_NAME, _summary_csv(summary))
+    _tell(summary, Path(out))
+    return summary
+
+
+def _files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    files = without_results(list_images(inputs), [Path(entry) for entry in inputs])
+    if not files:
+        raise ConfigError(f"{', '.join(os.fspath(entry) for entry in inputs)}: no images there")
+    return files
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A file whose planes can be taken, or what became of it."""
+
+    file: Path
+    stem: str
+    planes: int
+    images: Iterator[InputPlane]
+    outcome: Outcome | None = None
+
+
+class _Run:
+    """The stages of one run; each works a few planes ahead of the next."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        out: Path,
+        formats: Sequence[Format],
+        options: SegmentOptions,
+        skip_existing: bool,
+    ) -> None:
+        self.segmenter, self.out, self.formats, self.options = segmenter, out, formats, options
+        self.skip_existing = skip_existing
+        self.workers = max(2, min(8, os.cpu_count() or 2))
+        self.settled: deque[Outcome] = deque()
+        self.writing: deque[Future[Outcome]] = deque()
+
+    def outcomes(self, files: Sequence[Path]) -> Iterator[Outcome]:
+        """Segment the files; yields each plane's outcome once its results are on disk, with progress and time left."""
+        with ThreadPoolExecutor(self.workers, "read") as readers, ThreadPoolExecutor(self.workers, "write") as writers:
+            opened = self._opened(files, readers)
+            if len(files) > 1:
+                groups, total, unit = _by_file(self._pump(opened, readers, writers)), len(files), "images"
+            else:  # a single file is most often a stack: followed plane by plane
+                only = next(opened)
+                groups = ([outcome] for outcome in self._pump(iter([only]), readers, writers))
+                total, unit = only.planes, "planes"
+            try:
+                for group in log.progress(groups, "segmenting", total, unit):
+                    yield from group
+            except BaseException:
+                readers.shutdown(wait=False, cancel_futures=True)
+                writers.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _opened(self, files: Sequence[Path], pool: ThreadPoolExecutor) -> Iterator[_Opened]:
+        stems = unique_stems(files)
+        tasks = (partial(self._open, file, stem) for file, stem in zip(files, stems, strict=True))
+        yield from _ahead(pool, tasks, self.workers)
+
+    def _open(self, file: Path, stem: str) -> _Opened:
+        about: dict[str, Any] = {"file": file, "plane": "", "stem": stem}
+        if self._skips(stem):
+            return _Opened(file, stem, 1, iter(()), Outcome(**about, status="skipped"))
+        try:
+            image = open_image(file, self.options.axes)
+            return _Opened(file, stem, count_planes(image), iter_planes(image, self.options.channel))
+        except Exception as error:  # whatever a reader raises on a bad file must not stop the others
+            return _Opened(file, stem, 1, iter(()), Outcome(**about, status="failed", reason=_reason(error)))
+
+    def _skips(self, stem: str) -> bool:
+        paths = output_paths(self.out, stem, self.formats).values()
+        return self.skip_existing and all(path.is_file() for path in paths)
+
+    def _pump(
+        self, opened: Iterable[_Opened], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
+    ) -> Iterator[Outcome]:
+        prepared = _ahead(readers, self._preparations(opened), self.workers)
+        for job, maps in self.segmenter.predict(self._jobs(prepared)):
+            self.writing.append(writers.submit(self._finish, job, maps))
+            yield from self._collect(2 * self.workers)
+        yield from self._collect(0)
+
+    def _preparations(self, opened: Iterable[_Opened]) -> Iterator[Callable[[], Job | Outcome]]:
+        for entry in opened:
+            if entry.outcome is not None:
+                yield partial(_same, entry.outcome)
+                continue
+            for index in range(entry.planes):
+                about: dict[str, Any] = {"file": entry.file, "last": index == entry.planes - 1}
+                try:
+                    plane = next(entry.images)
+                except Exception as error:  # as in _open
+                    about |= {"plane": "", "stem": entry.stem, "last": True}
+                    yield partial(_same, Outcome(**about, status="failed", reason=_reason(error)))
+                    break
+                about |= {"plane": plane.name, "stem": f"{entry.stem}_{plane.name}" if plane.name else entry.stem}
+                yield partial(self._prepare, plane, about)
+
+    def _prepare(self, plane: InputPlane, about: dict[str, Any]) -> Job | Outcome:
+        if self._skips(about["stem"]):
+            return Outcome(**about, status="skipped")
+        try:
+            return dataclasses.replace(self.segmenter.prepare(plane, self.options), tag=about)
+        except Exception as error:  # as in _open
+            return Outcome(**about, status="failed", reason=_reason(error))
+
+    def _jobs(self, prepared: Iterable[Job | Outcome]) -> Iterator[Job]:
+        for entry in prepared:
+            if isinstance(entry, Outcome):
+                self.settled.append(entry)
+            else:
+                yield entry
+
+    def _finish(self, job: Job, maps: Any) -> Outcome:
+        about: dict[str, Any] = job.tag
+        try:
+            result = self.segmenter.finish(job, maps, self.options)
+            save_result(result, self.out, about["stem"], self.formats, str(about["file"].absolute()))
+            return Outcome(**about, status="done", cells=result.count, reason="; ".join(job.notes))
+        except Exception as error:  # as in _open
+            return Outcome(**about, status="failed", reason=_reason(error))
+
+    def _collect(self, allowed: int) -> Iterator[Outcome]:
+        """Outcomes that are there; waits while more than `allowed` planes are being decoded and written."""
+        while self.settled:
+            yield _said(self.settled.popleft())
+        while self.writing and (len(self.writing) > allowed or self.writing[0].done()):
+            yield _said(self.writing.popleft().result())
+
+
+def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], T]], depth: int) -> Iterator[T]:
+    """Results of the tasks in order, `depth` of them running or waiting ahead of the one that is asked for."""
+    futures: deque[Future[T]] = deque()
+    for task in tasks:
+        futures.append(pool.submit(task))
+        if len(futures) > depth:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+def _same(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+def _by_file(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
+    """Outcomes in groups that end with the last plane of a file, so that progress counts files."""
+    group: list[Outcome] = []
+    for outcome in outcomes:
+        group.append(outcome)
+        if outcome.last:
+            yield group
+            group = []
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, DinoCellError) else f"{type(error).__name__}: {text}"
+
+
+def _said(outcome: Outcome) -> Outcome:
+    """The outcome itself, once the user has read what is worth knowing about it."""
+    if outcome.reason:
+        where = f"{outcome.file}{' ' + outcome.plane if outcome.plane else ''}"
+        reason = outcome.reason.removeprefix(f"{outcome.file}: ")
+        log.warning(f"{where}: {'failed: ' if outcome.status == 'failed' else ''}{reason}")
+    return outcome
+
+
+def _summary_csv(summary: RunSummary) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", "plane", "stem", "status", "cells", "note"])
+    for one in summary.outcomes:
+        cells = "" if one.cells is None else one.cells
+        writer.writerow([one.file, one.plane, one.stem, one.status, cells, one.reason])
+    return text.getvalue().encode()
+
+
+def _tell(summary: RunSummary, out: Path) -> None:
+    done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
+    rate = f" ({done / summary.seconds:.3g} images/s)" if done and summary.seconds else ""
+    kept = f", {skipped} skipped: their results are there" if skipped else ""
+    log.info(f"{done} segmented, {summary.cells:,} cells in {log.format_duration(summary.seconds)}{rate}{kept} → {out}")
+    if failed:
+        log.warning(f"{failed} failed:")
+        for outcome in summary.failed:
+            log.warning(f"  {outcome.file}: {outcome.reason.removeprefix(f'{outcome.file}: ')}")

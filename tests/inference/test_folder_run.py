@@ -1,0 +1,201 @@
+"""Folder runs: nothing is lost, nothing is overwritten, one bad image stops nothing."""
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from torch import nn
+
+from dinocell.data.io import read_labels
+from dinocell.errors import ConfigError
+from dinocell.inference import RunSummary, Segmenter, naming, run
+from dinocell.inference.folder import SUMMARY_NAME
+
+Make = Callable[..., Any]
+
+
+class Bright(nn.Module):
+    """Says "cell" where the picture is above its mean."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return 20 * (z - 0.5)
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    configuration = {"crop_size": 64, "objective": {"kind": "semantic"}}
+    return Segmenter(Bright(), configuration, device="cpu", precision="float32", batch_size=4)
+
+
+def squares(count: int, size: tuple[int, int] = (70, 90)) -> np.ndarray:
+    image = np.full(size, 20, np.uint8)
+    for index in range(count):
+        image[10 + 20 * (index // 4) : 20 + 20 * (index // 4), 5 + 20 * (index % 4) : 15 + 20 * (index % 4)] = 220
+    return image
+
+
+def write(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / SUMMARY_NAME).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_with_damaged_images(tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for index in range(5):
+        write(source / f"field{index}.png", squares(index + 1))
+    whole = (source / "field3.png").read_bytes()
+    (source / "field3.png").write_bytes(whole[: len(whole) // 2])
+    (source / "text.tif").write_text("not an image")
+    write(source / "black.png", np.zeros((40, 40), np.uint8))
+    summary = run([source], out, segmenter, save=("labels", "csv"))
+    assert isinstance(summary, RunSummary) and summary.exit_code == 1
+    assert (summary.count("done"), summary.count("failed"), summary.cells) == (5, 2, 1 + 2 + 3 + 5)
+    for index in (0, 1, 2, 4):
+        labels = read_labels(out / f"field{index}_labels.tif")
+        assert labels.max() == index + 1 and labels.shape == (70, 90)
+    assert read_labels(out / "black_labels.tif").max() == 0
+    table = {Path(row["image"]).name: row for row in rows(out)}
+    assert table["field3.png"]["status"] == table["text.tif"]["status"] == "failed"
+    assert table["field4.png"]["cells"] == "5" and "constant" in table["black.png"]["note"]
+    said = capsys.readouterr()
+    assert "2 failed" in said.err and "field3.png: failed: truncated PNG" in said.err
+    assert "Traceback" not in said.err + said.out
+
+
+def test_everything_good_exits_with_zero(tmp_path: Path, segmenter: Segmenter) -> None:
+    write(tmp_path / "a.png", squares(3))
+    assert run([tmp_path / "a.png"], tmp_path / "out", segmenter).exit_code == 0
+
+
+def test_skip_existing_leaves_finished_images_alone(tmp_path: Path, segmenter: Segmenter) -> None:
+    for index in range(3):
+        write(tmp_path / "in" / f"f{index}.png", squares(2))
+    stack = np.stack([squares(1), squares(2)])
+    tifffile.imwrite(tmp_path / "in" / "movie.tif", stack, metadata={"axes": "TYX"}, imagej=True)
+    out = tmp_path / "out"
+    run([tmp_path / "in"], out, segmenter, save=("labels", "csv"))
+    (out / "f1_cells.csv").unlink()
+    (out / "movie_t001_labels.tif").unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("f[02]*")}
+    os.utime(out / "f0_labels.tif", ns=(1, 1))
+    summary = run([tmp_path / "in"], out, segmenter, save=("labels", "csv"), skip_existing=True)
+    assert (summary.count("done"), summary.count("skipped"), summary.exit_code) == (2, 3, 0)
+    assert (out / "f1_cells.csv").exists() and (out / "movie_t001_labels.tif").exists()
+    assert (out / "f2_labels.tif").stat().st_mtime_ns == before[out / "f2_labels.tif"]
+    assert (out / "f0_labels.tif").stat().st_mtime_ns == 1
+
+
+def test_equal_stems_do_not_overwrite_each_other(tmp_path: Path, segmenter: Segmenter) -> None:
+    inputs = ["a/x.png", "b/x.png", "b/x.tif", "c/X.png", "c/y.png"]
+    for index, name in enumerate(inputs):
+        write(tmp_path / "in" / name, squares(index + 1))
+    summary = run([tmp_path / "in"], tmp_path / "out", segmenter)
+    assert summary.count("done") == 5
+    cells = sorted(read_labels(path).max() for path in (tmp_path / "out").glob("*_labels.tif"))
+    assert cells == [1, 2, 3, 4, 5]
+    assert (tmp_path / "out" / "y_labels.tif").exists(), "a stem of its own stays as it is"
+
+
+def test_stems_name_what_differs() -> None:
+    def stems(*names: str) -> list[str]:
+        return naming.unique_stems([Path("/d") / name for name in names])
+
+    assert stems("x.png", "y.ome.tif") == ["x", "y"]
+    assert stems("a/x.tif", "b/x.tif") == ["a__x", "b__x"]
+    assert stems("x.tif", "x.png") == ["x_tif", "x_png"]
+    assert stems("p/1/x.tif", "q/1/x.tif") == ["p__1__x", "q__1__x"]
+    assert stems("x.tif", "x.png", "x_tif.png") == ["d__x_tif", "d__x_png", "x_tif"]
+    mixed = stems("a/x.tif", "a/x.png", "b/X.tif", "a__x.tif")
+    assert len({name.lower() for name in mixed}) == 4
+
+
+def test_stacks_give_one_result_a_plane(tmp_path: Path, segmenter: Segmenter) -> None:
+    stack = np.stack([squares(1), np.full((70, 90), 20, np.uint8), squares(3)])
+    tifffile.imwrite(tmp_path / "movie.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    write(tmp_path / "single.png", squares(2))
+    summary = run([tmp_path / "movie.tif", tmp_path / "single.png"], tmp_path / "out", segmenter)
+    assert [(outcome.plane, outcome.cells) for outcome in summary.outcomes] == [
+        ("t000", 1), ("t001", 0), ("t002", 3), ("", 2)
+    ]  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.tif"))
+    assert names == ["movie_t000_labels.tif", "movie_t001_labels.tif", "movie_t002_labels.tif", "single_labels.tif"]
+    given = run([tmp_path / "movie.tif"], tmp_path / "z", segmenter, axes="ZYX")
+    assert [outcome.plane for outcome in given.outcomes] == ["z000", "z001", "z002"]
+
+
+def test_a_channel_that_some_images_lack_fails_those_only(tmp_path: Path, segmenter: Segmenter) -> None:
+    tifffile.imwrite(tmp_path / "two.tif", np.stack([squares(1), squares(4)]), imagej=True, metadata={"axes": "CYX"})
+    write(tmp_path / "one.png", squares(2))
+    summary = run([tmp_path / "two.tif", tmp_path / "one.png"], tmp_path / "out", segmenter, channel=1)
+    status = {outcome.file.name: outcome.status for outcome in summary.outcomes}
+    assert status == {"one.png": "failed", "two.tif": "done"}
+    assert summary.cells == 4 and "no 1; the image has 0 = gray" in summary.failed[0].reason
+
+
+def test_results_written_beside_the_images_are_not_read_as_images(tmp_path: Path, segmenter: Segmenter) -> None:
+    write(tmp_path / "field.png", squares(2))
+    every = ("labels", "overlay", "outlines", "npy", "flows", "csv", "geojson")
+    first = run([tmp_path], tmp_path, segmenter, save=every)
+    second = run([tmp_path], tmp_path, segmenter, save=every)
+    assert first.count("done") == second.count("done") == len(second.outcomes) == 1
+    write(tmp_path / "other_overlay.png", squares(1))
+    assert run([tmp_path], tmp_path, segmenter).count("done") == 2, "only overlays of images that are there"
+
+
+def test_order_and_batches_do_not_change_results(tmp_path: Path, make_oracle: Make, make_disks: Make) -> None:
+    truth = make_disks((100, 140))
+    image, segmenter = make_oracle(truth, batch_size=5)
+    for index in range(4):
+        tifffile.imwrite(tmp_path / "in" / f"{index}.tif", image) if index else (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "0.tif", image)
+    run([tmp_path / "in"], tmp_path / "out", segmenter)
+    labels = [read_labels(tmp_path / "out" / f"{index}_labels.tif") for index in range(4)]
+    for other in labels:
+        np.testing.assert_array_equal(other, segmenter.segment(image).labels)
+
+
+def test_wrong_commands_are_refused_before_any_work(tmp_path: Path, segmenter: Segmenter) -> None:
+    write(tmp_path / "a.png", squares(1))
+    (tmp_path / "empty").mkdir()
+    for inputs, options, message in (
+        ([tmp_path / "missing"], {}, "no such file"),
+        ([tmp_path / "empty"], {}, "no images there"),
+        ([tmp_path / "a.png"], {"save": ("png",)}, "save: 'png' is no format"),
+        ([tmp_path / "a.png"], {"treshold": 0.3}, "treshold: no such option"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(inputs, tmp_path / "out", segmenter, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_result_is_a_failure_with_a_name(tmp_path: Path, segmenter: Segmenter) -> None:
+    write(tmp_path / "a.png", squares(1))
+    (tmp_path / "out" / "a_labels.tif").mkdir(parents=True)
+    summary = run([tmp_path / "a.png"], tmp_path / "out", segmenter)
+    assert summary.exit_code == 1 and "a_labels.tif: cannot be written" in summary.failed[0].reason
+
+
+def test_memory_shortage_halves_the_batch(segmenter: Segmenter) -> None:
+    from dinocell.inference.tiling import predict_maps
+
+    class Small(Bright):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            if len(z) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(z)
+
+    z = np.random.default_rng(0).normal(size=(100, 150)).astype(np.float32)
+    np.testing.assert_array_equal(predict_maps(Small(), z, 64, 16, 7), predict_maps(Bright(), z, 64, 16, 1))
