@@ -51,7 +51,7 @@ class CurateConfig:
     percentile_low: float = field(0.1, "percentile of a plane that becomes 0", "%")
     percentile_high: float = field(99.9, "percentile of a plane that becomes 255", "%")
     dataset: str = field("", "dataset column; empty takes the folder below the source")
-    modality: str = field("", "modality column; empty guesses fluorescence, stained or transmitted light")
+    modality: str = field("", "modality column; empty guesses fluorescence (mostly dark) or transmitted")
     max_gib: float = field(8.0, "files that decode to more are refused before they are read", "GiB")
     workers: int = field(0, "processes; 0 takes every core; results do not depend on it")
     shard_index: int = field(0, "which part of the files this job of an array takes, from 0")

@@ -20,7 +20,8 @@ PAGE = Template("""<!doctype html>
 <title>Contact sheet</title><style>
 :root { color-scheme: light dark; --line: #8885; --soft: #888; --out: #c62828; }
 body { font: 14px/1.4 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 0 16px 40px; }
-header { position: sticky; top: 0; background: Canvas; padding: 10px 0; border-bottom: 1px solid var(--line); z-index: 1; }
+header { position: sticky; top: 0; background: Canvas; padding: 10px 0; z-index: 1;
+  border-bottom: 1px solid var(--line); }
 h1 { font-size: 18px; margin: 0 0 4px; } h2 { font-size: 16px; margin: 28px 0 2px; }
 h3 { font-size: 13px; margin: 12px 0 6px; color: var(--soft); font-weight: 600; }
 p { margin: 2px 0; } .soft { color: var(--soft); }
@@ -32,13 +33,15 @@ figcaption { font-size: 12px; overflow-wrap: anywhere; } figcaption b { font-wei
 label { display: flex; gap: 6px; align-items: flex-start; cursor: pointer; }
 .rejected { border-style: dashed; } .reason { color: var(--out); }
 figure:has(input:checked) { outline: 3px solid var(--out); } figure:has(input:checked) img { opacity: .45; }
-button { font: inherit; padding: 4px 12px; } table { border-collapse: collapse; } td, th { padding: 2px 14px 2px 0; text-align: left; }
+button { font: inherit; padding: 4px 12px; }
+table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; }
 </style></head><body>
 <header><h1>$title</h1>
 <p>$summary</p>
 <p><button id="save">Download exclude.txt</button> <button id="copy">Copy</button>
 <span id="count"></span> <span class="soft">Tick what should not be trained on, put exclude.txt into
-the output folder, and run the same command again. Untick to take a crop back.</span></p></header>
+the output folder, and run the same command again. Untick to take a crop back.
+L: Laplacian variance; F: focus (the same after a 2 px blur).</span></p></header>
 $body
 <script>
 const boxes = [...document.querySelectorAll("input[data-crop]")];
@@ -113,7 +116,7 @@ def _figure(out: Path, item: Found, up: str) -> str:
     tip = html.escape(f"{row.source}\n{row.axes} {row.shape} {row.dtype}\naxes: {row.axes_source}", quote=True)
     lines = [f"<b>{name}</b>", " · ".join(html.escape(text) for text in _facts(item) if text)]
     if row.reason:
-        lines.append(f'<span class="reason">{html.escape(row.reason)}</span> {html.escape(row.detail)}')
+        lines.append(f'<span class="reason">{html.escape(row.reason)}</span> {html.escape(_short(row.detail))}')
     caption = "<br>".join(line for line in lines if line)
     if row.crop:
         checked = " checked" if row.reason == "excluded by hand" else ""
@@ -121,6 +124,12 @@ def _figure(out: Path, item: Found, up: str) -> str:
         caption = f"<label>{box}<span>{caption}</span></label>"
     state = "" if row.status == "kept" else ' class="rejected"'
     return f'<figure{state} title="{tip}"><div class="frame">{picture}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def _short(detail: str) -> str:
+    """`same as crops/a/b.png` without the folders: the file name tells enough on a sheet."""
+    start, separator, path = detail.partition("same as ")
+    return f"{start}{separator}{Path(path).name}" if separator else detail
 
 
 def _facts(item: Found) -> list[str]:

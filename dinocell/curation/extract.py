@@ -22,7 +22,7 @@ from dinocell.curation.sources import Source
 from dinocell.data.files import atomic_write_bytes
 from dinocell.data.image import ImageFile
 from dinocell.data.io import planes, read_series
-from dinocell.data.preprocess import limits, to_uint8
+from dinocell.data.preprocess import histogram, limits, scale_to_uint8
 from dinocell.errors import DataError
 
 VERSION = 1
@@ -90,14 +90,14 @@ def _extract_image(image: ImageFile, row: Row, source: Source, config: CurateCon
 
 
 def _extract_plane(plane: Plane, row: Row, source: Source, config: CurateConfig) -> Iterator[Found]:
-    rejection = check_plane(plane, config.filters)
-    low, high = limits(plane, config.percentile_low, config.percentile_high)
+    counts = histogram(plane) if plane.dtype in (np.uint8, np.uint16) else None
+    rejection = check_plane(plane, config.filters, counts)
+    low, high = limits(plane, config.percentile_low, config.percentile_high, counts)
+    gray = scale_to_uint8(plane, low, high)
     row = replace(row, low=low, high=high)
     if rejection is not None:
-        row = replace(row, height=plane.shape[0], width=plane.shape[1])
-        yield _reject(row, rejection, to_uint8(plane, config.percentile_low, config.percentile_high), source, config)
+        yield _reject(replace(row, height=plane.shape[0], width=plane.shape[1]), rejection, gray, source, config)
         return
-    gray = to_uint8(plane, config.percentile_low, config.percentile_high)
     del plane
     windows = best_crops(gray, config.size, config.crops_per_image, config.max_overlap)
     for number, (y, x, variance) in enumerate(windows):
@@ -107,10 +107,15 @@ def _extract_plane(plane: Plane, row: Row, source: Source, config: CurateConfig)
         found = replace(
             row,
             crop=f"{CROPS}/{source.key}__{row.channel}{suffix}.png",
-            modality=config.modality or _modality(row.channel, crop),
-            **{"y": y, "x": x, "height": crop.shape[0], "width": crop.shape[1]},
+            modality=config.modality or _modality(crop),
+            y=y,
+            x=x,
+            height=crop.shape[0],
+            width=crop.shape[1],
             laplacian_variance=variance,
-            **{"focus": scores.focus, "structure": scores.structure, "occupied": scores.occupied},
+            focus=scores.focus,
+            structure=scores.structure,
+            occupied=scores.occupied,
         )
         rejection = check_crop(scores, config.filters)
         if rejection is not None:
@@ -143,10 +148,8 @@ def _write_sheet_picture(path: Path, gray: Gray) -> None:
     atomic_write_bytes(path, cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
 
 
-def _modality(channel: str, crop: Gray) -> str:
-    """A guess, no more: stained when luma of a bright colour picture, fluorescence when mostly dark."""
-    if channel.endswith("luma"):
-        return "stained"
+def _modality(crop: Gray) -> str:
+    """A guess, no more: mostly dark is taken for fluorescence, the rest for transmitted light."""
     return "fluorescence" if float(np.median(crop[::4, ::4])) < DARK else "transmitted"
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocell.curation.config import FilterConfig
-from dinocell.data.preprocess import histogram
 
 Plane = npt.NDArray[Any]
 Gray = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
 
 BLOCK = 16
 """Side (px) of the blocks in which structure is told from noise: about half a small cell."""
-SAMPLED = 2**20
+SAMPLED = 2**16
 """Pixels looked at to count the levels of float planes."""
 
 
@@ -38,11 +38,11 @@ class CropScores:
     occupied: float
 
 
-def check_plane(plane: Plane, limits: FilterConfig) -> Rejection | None:
-    """Judge a plane (H, W) by its own values, before any contrast change."""
+def check_plane(plane: Plane, limits: FilterConfig, counts: Counts | None) -> Rejection | None:
+    """Judge a plane (H, W) by its own values, before any contrast change; `counts` is the histogram of 8 or 16 bit."""
     if min(plane.shape) < limits.min_side:
         return Rejection(reason="too small", detail=f"{plane.shape[0]}×{plane.shape[1]} px, limit {limits.min_side}")
-    values, counts = _levels(plane)
+    values, counts = _levels(plane, counts)
     if values.size == 0:
         return Rejection(reason="constant", detail="no finite value")
     if values.size == 1:
@@ -84,7 +84,7 @@ def score_crop(crop: Gray) -> CropScores:
     (Immerkær, Comput. Vis. Image Underst. 64, 300 (1996)) or more.
     """
     values = crop.astype(np.float32)
-    smooth = cv2.GaussianBlur(values, (0, 0), 2)
+    smooth = cv2.GaussianBlur(values, (11, 11), 2)
     focus = float(cv2.meanStdDev(cv2.Laplacian(smooth, cv2.CV_32F, ksize=1))[1][0, 0]) ** 2
     means, variances = _blocks(values)
     inner = max(float(variances.mean(dtype=np.float64)), 1e-3)
@@ -93,20 +93,19 @@ def score_crop(crop: Gray) -> CropScores:
     return CropScores(focus=focus, structure=structure, occupied=occupied)
 
 
-def _levels(plane: Plane) -> tuple[Plane, npt.NDArray[np.int64]]:
+def _levels(plane: Plane, counts: Counts | None) -> tuple[Plane, Counts]:
     """Distinct finite values and how often each occurs; of large float planes, in a regular sample."""
-    if plane.dtype in (np.uint8, np.uint16):
-        counts = histogram(plane)
+    if counts is not None:
         values = np.flatnonzero(counts)
         return values, counts[values]
     step = max(int((plane.size / SAMPLED) ** 0.5), 1)
     sample = plane[::step, ::step]
     finite = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
-    found, counts = np.unique(finite, return_counts=True)
-    return found, counts
+    found, times = np.unique(finite, return_counts=True)
+    return found, times
 
 
-def _saturated(plane: Plane, values: Plane, counts: npt.NDArray[np.int64]) -> float:
+def _saturated(plane: Plane, values: Plane, counts: Counts) -> float:
     """Share of pixels at the brightest value, if that is where an integer camera clips (2ᵏ − 1)."""
     brightest = int(values[-1])
     clips = plane.dtype.kind in "ui" and brightest >= 255 and (brightest + 1) & brightest == 0
@@ -136,4 +135,4 @@ def _without_background(means: npt.NDArray[np.float32]) -> npt.NDArray[np.float6
 
 def _noise(values: npt.NDArray[np.float32]) -> float:
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float32)
-    return float(np.abs(cv2.filter2D(values, -1, kernel)).mean()) * (np.pi / 2) ** 0.5 / 6
+    return cv2.norm(cv2.filter2D(values, -1, kernel), cv2.NORM_L1) / values.size * (np.pi / 2) ** 0.5 / 6

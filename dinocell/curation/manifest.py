@@ -23,7 +23,7 @@ class Row:
         source: the image file as it was named.
         source_sha256: of the file's bytes.
         dataset: group of the source.
-        modality: fluorescence, stained or transmitted, if not given by the user.
+        modality: as given by the user, else a guess from the brightness: fluorescence or transmitted.
         channel: plane of the source, e.g. gray, luma, c0, combined, t003_c1; s1_… of a second series.
         y, x: top left corner of the crop in the plane, px.
         height, width: size of the crop, px.

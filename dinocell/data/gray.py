@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from dinocell.data import axes as axis_rules
 from dinocell.data.focus import best_focus
 from dinocell.data.image import Array, ImageFile, Plane
-from dinocell.data.preprocess import percentiles
+from dinocell.data.preprocess import stretch
 
 DepthRule = Literal["focus", "max"]
 ColourRule = Literal["auto", "luma", "channels"]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601 weights of R, G, B."""
-DARK_BACKGROUND = 0.25
+DARK_BACKGROUND = 0.4
 """A colour picture whose median brightness is below this fraction of its range shows fluorophores, not a stain."""
 EQUAL_TOLERANCE = 2 / 255
 """Colour channels that nowhere differ by more than this fraction of the range are one gray picture."""
@@ -41,7 +42,7 @@ def planes(
 
     Yields:
         A name such as "gray", "luma", "c0", "c1", "combined", "t005_c0", and a plane of the image's dtype
-        (float32 for "luma" and "combined").
+        (uint16 for "combined").
     """
     array, axes = image.array, image.axes
     order = [axes.index(letter) for letter in axis_rules.AXES if letter in axes]
@@ -135,36 +136,38 @@ def dark_background(channels: list[Plane]) -> bool:
     return all(float(np.nanmedian(plane[::2, ::2])) < DARK_BACKGROUND * max(tops) for plane in channels)
 
 
-def luma(channels: list[Plane]) -> npt.NDArray[np.float32]:
-    """BT.601 luma (H, W) float32 of R, G, B planes, on their scale."""
+def luma(channels: list[Plane]) -> Plane:
+    """BT.601 luma (H, W) of R, G, B planes: rounded to the dtype for uint8 and uint16, else float32."""
+    if channels[0].dtype in (np.uint8, np.uint16):
+        return np.asarray(cv2.cvtColor(np.stack(channels, axis=-1), cv2.COLOR_RGB2GRAY))
     total: npt.NDArray[np.float32] = channels[0] * LUMA[0]
     for plane, weight in zip(channels[1:], LUMA[1:], strict=True):
         total += plane * weight
     return total.astype(np.float32, copy=False)
 
 
-def combine(channels: list[Plane]) -> npt.NDArray[np.float32]:
-    """Mean (H, W) float32 in [0, 1] of channels, each stretched between its percentiles 0.1 and 99.9.
+def combine(channels: list[Plane]) -> npt.NDArray[np.uint16]:
+    """Mean (H, W) uint16 of channels, each stretched from its percentiles 0.1 … 99.9 to 0 … 65,535.
 
     A constant channel adds nothing.
     """
     total = np.zeros(channels[0].shape, dtype=np.float32)
     used = 0
     for plane in channels:
-        low, high = percentiles(plane, 0.1, 99.9)
-        if high > low:
-            stretched = (plane.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
-            total += np.nan_to_num(np.clip(stretched, 0, 1, out=stretched), copy=False)
+        unit = stretch(plane, 0.1, 99.9)
+        if unit is not None:
+            total += unit
             used += 1
-    return total / np.float32(max(used, 1))
+    total *= np.float32(65_535 / max(used, 1))
+    return np.rint(total, out=total).astype(np.uint16)
 
 
 def to_gray(image: ImageFile | Array, axes: str | None = None) -> Plane:
     """One gray plane (H, W): what segmentation and fine-tuning look at.
 
     A bright colour picture becomes luma, a dark one (fluorophores) and C are combined as `combine` does, equal
-    channels collapse, Z gives the best focused plane, T the first frame. A plain gray plane keeps its dtype;
-    everything else is float32.
+    channels collapse, Z gives the best focused plane, T the first frame. The dtype is that of
+    `planes`.
 
     Args:
         image: an `ImageFile`, or an array, whose axes are then `axes` or guessed by `axes.guess_axes`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -12,7 +12,9 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 def compiled(function: Loop) -> Loop:
     """Compile with numba, IEEE arithmetic unchanged, cached on disk where some folder is writable."""
+    faster: Any
     try:
-        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+        faster = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no writable cache folder: compile in each process instead
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        faster = numba.njit(nogil=True)(function)
+    return cast(Loop, faster)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-
 import numpy as np
 import numpy.typing as npt
 
@@ -74,8 +73,10 @@ def preprocess(gray: npt.NDArray[Any], config: PreprocessConfig | None = None) -
 def stretch(gray: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float32] | None:
     """Linear map of the percentiles `low` … `high` (%) to [0, 1], clipped, float32; None for a constant image."""
     bottom, top = limits(gray, low, high)
-    if not top > bottom:
-        return None
+    return _to_unit(gray, bottom, top) if top > bottom else None
+
+
+def _to_unit(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[np.float32]:
     if gray.dtype.kind in "bui" and gray.dtype.itemsize > 2:
         values = (gray.astype(np.float64) - bottom).astype(np.float32)  # float32 alone would round 32-bit counts
     else:
@@ -87,22 +88,27 @@ def stretch(gray: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.f
 
 def to_uint8(gray: npt.NDArray[Any], low: float = 0.1, high: float = 99.9) -> npt.NDArray[np.uint8]:
     """Percentile stretch of a plane (H, W) to 8 bit, for curation and overlays; a constant image becomes zeros."""
-    bottom, top = limits(gray, low, high)
+    return scale_to_uint8(gray, *limits(gray, low, high))
+
+
+def scale_to_uint8(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[np.uint8]:
+    """Plane (H, W) with the values `bottom` … `top` mapped to 0 … 255, rounded and clipped; NaN becomes 0."""
     if not top > bottom:
         return np.zeros(gray.shape, dtype=np.uint8)
     if gray.dtype in (np.uint8, np.uint16):
         levels = np.arange(np.iinfo(gray.dtype).max + 1, dtype=np.float64)
         table = np.clip((levels - bottom) * (255 / (top - bottom)) + 0.5, 0, 255.5).astype(np.uint8)
         return _look_up(table, gray)
-    unit = stretch(gray, low, high)
-    assert unit is not None
+    unit = _to_unit(gray, bottom, top)
     unit *= np.float32(255)
     unit += np.float32(0.5)
     return unit.astype(np.uint8)
 
 
 def _look_up(table: npt.NDArray[np.uint8], gray: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """table[gray], in row blocks because numpy widens indices to 64 bit."""
+    """table[gray], in row blocks because numpy widens 16-bit indices to 64 bit."""
+    if gray.dtype == np.uint8:
+        return np.asarray(cv2.LUT(gray, table), dtype=np.uint8)
     out = np.empty(gray.shape, dtype=np.uint8)
     rows = max(BLOCK_PIXELS // max(gray.shape[1], 1), 1)
     for start in range(0, gray.shape[0], rows):
@@ -110,17 +116,25 @@ def _look_up(table: npt.NDArray[np.uint8], gray: npt.NDArray[Any]) -> npt.NDArra
     return out
 
 
-def limits(gray: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
-    """Values that become black and white: percentiles, widened to minimum and maximum when sparse content lies wholly outside them."""
-    bottom, top = percentiles(gray, low, high)
-    return (bottom, top) if top > bottom else percentiles(gray, 0, 100)
+def limits(
+    gray: npt.NDArray[Any], low: float, high: float, counts: npt.NDArray[np.int64] | None = None
+) -> tuple[float, float]:
+    """Values that become black and white: percentiles, or the extremes when sparse content lies outside them.
+
+    `counts` is the plane's `histogram`, if the caller has it.
+    """
+    if counts is None and gray.dtype in (np.uint8, np.uint16):
+        counts = histogram(gray)
+    bottom, top = percentiles(gray, low, high, counts)
+    return (bottom, top) if top > bottom else percentiles(gray, 0, 100, counts)
 
 
-def percentiles(gray: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
+def percentiles(
+    gray: npt.NDArray[Any], low: float, high: float, counts: npt.NDArray[np.int64] | None = None
+) -> tuple[float, float]:
     """Values at ranks ⌊q·(n−1)⌋ of the finite pixels for two percentages; (0, 0) when there are none."""
     if gray.dtype in (np.uint8, np.uint16):
-        counts = histogram(gray)
-        cumulative = np.cumsum(counts)
+        cumulative = np.cumsum(histogram(gray) if counts is None else counts)
         ranks = [int(q / 100 * (gray.size - 1)) for q in (low, high)]
         bottom, top = (int(np.searchsorted(cumulative, rank, side="right")) for rank in ranks)
         return float(bottom), float(top)
@@ -154,9 +168,9 @@ def clahe(unit: npt.NDArray[np.float32], clip: float, tiles: int) -> npt.NDArray
     height, width = unit.shape
     tile_h, tile_w = -(-height // tiles), -(-width // tiles)
     bins = np.rint(unit * np.float32(BINS - 1)).astype(np.uint8)
-    # cv2 pads by reflection to whole tiles; numpy's reflect repeats as often as a tiny image needs.
-    padding = ((0, tile_h * tiles - height), (0, tile_w * tiles - width))
-    padded = np.pad(bins, padding, mode="reflect" if min(height, width) > 1 else "edge")
+    # Reflected to whole tiles. cv2.createCLAHE adds a whole extra tile width where only the other side needs padding.
+    below, right = tile_h * tiles - height, tile_w * tiles - width
+    padded = cv2.copyMakeBorder(bins, 0, below, 0, right, cv2.BORDER_REFLECT_101)
     limit = max(int(clip * tile_h * tile_w / BINS), 1)
     tables = np.empty((tiles, tiles, BINS), dtype=np.float32)
     for row in range(tiles):

@@ -177,7 +177,7 @@ def test_decompression_bombs_are_refused_from_the_header(tmp_path: Path) -> None
 
 def test_unknown_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text("")
-    with pytest.raises(DataError, match="unknown image type .xyz"):
+    with pytest.raises(DataError, match=r"unknown image type \.xyz"):
         io.read_image(tmp_path / "a.xyz")
     with pytest.raises(DataError, match="no such file"):
         io.read_image(tmp_path / "b.png")
@@ -231,7 +231,7 @@ def test_to_gray_does_not_depend_on_where_the_channels_are() -> None:
     first = io.to_gray(channels, "CYX")
     np.testing.assert_array_equal(first, io.to_gray(np.moveaxis(channels, 0, -1), "YXC"))
     assert first.shape == (20, 30)
-    assert first.min() >= 0 and first.max() <= 1
+    assert first.dtype == np.uint16
 
 
 def test_combined_shows_every_channel_whatever_its_exposure() -> None:
@@ -239,7 +239,7 @@ def test_combined_shows_every_channel_whatever_its_exposure() -> None:
     dim[10:20, 10:20] = 40
     bright[30:40, 30:40] = 60_000
     combined = io.to_gray(np.stack([dim, bright]), "CYX")
-    assert combined[15, 15] == pytest.approx(combined[35, 35])
+    assert combined[15, 15] == combined[35, 35] > 0
     assert combined[0, 0] == 0
 
 
