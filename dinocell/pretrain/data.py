@@ -26,7 +26,7 @@ from dinocell.pretrain.config import PretrainConfig
 from dinocell.pretrain.masking import batch_masks
 
 _ORDER_STREAM, _MASK_STREAM, _REPLACEMENT_STREAM = 1, 2, 3  # 0 is augment.py's
-_REPLACEMENT_TRIES = 20
+_REPLACEMENT_TRIES = 50
 
 
 class Sample(NamedTuple):
@@ -105,18 +105,18 @@ class CropDataset(Dataset[Sample]):
 
     def __getitem__(self, number: int) -> Sample:
         config = self.config
-        path = self.paths[self.image_index(number)]
-        unreadable: dict[str, str] = {}
         replacements = np.random.default_rng((config.seed, _REPLACEMENT_STREAM, number))
+        others = (self.paths[index] for index in replacements.integers(len(self.paths), size=_REPLACEMENT_TRIES))
+        unreadable: dict[str, str] = {}
         image: UInt8Array | None = None
-        while image is None and len(unreadable) <= _REPLACEMENT_TRIES:
+        for path in (self.paths[self.image_index(number)], *others):
+            if path in unreadable:
+                continue
             try:
                 image = read_gray(path, config.data.percentile_low, config.data.percentile_high)
+                break
             except Exception as error:  # one bad file, whatever is wrong with it, must not end a week's run
                 unreadable[path] = str(error).splitlines()[0] if str(error) else type(error).__name__
-                path = self.paths[int(replacements.integers(len(self.paths)))]
-                if path in unreadable:
-                    break
         failed = image is None
         blank: UInt8Array = np.zeros((64, 64), np.uint8)
         crops = multi_crop(blank if image is None else image, config.augment, sample_rng(config.seed, number))

@@ -6,31 +6,23 @@ import time
 
 import torch
 
-from dinocell.models import ViTConfig
+from dinocell.models import VisionTransformer, flops
 from dinocell.models.block import drop_path_subset
 from dinocell.pretrain.config import PretrainConfig
 
 
-def forward_flops(config: ViTConfig, side: int) -> float:
-    """Floating point operations (2 per multiply-add) of the matrix products of one image through the backbone."""
-    patches = (side // config.patch_size) ** 2
-    tokens = patches + 1 + config.registers
-    width = config.embed_dim
-    mlp = 3 * ((int(4 * width * 2 / 3) + 7) // 8 * 8) if config.arch == "vit_giant2" else 2 * 4 * width
-    per_block = tokens * width * (4 * width + mlp) + 2 * tokens**2 * width  # qkv, proj, MLP; QK^T and AV
-    embedding = patches * config.in_channels * config.patch_size**2 * width
-    return 2.0 * (config.num_blocks * per_block + embedding)
+def image_flops(config: PretrainConfig, backbone: VisionTransformer) -> float:
+    """Operations (2 a multiply-add) of one training step per image: student forward and backward, teacher forward.
 
-
-def image_flops(config: PretrainConfig, model: ViTConfig) -> float:
-    """Floating point operations of one training step per image: student forward and backward, teacher forward.
-
-    A backward pass counts twice its forward. Images that drop path leaves out are not counted, the prototype heads are.
+    A backward pass counts twice its forward. Images that drop path leaves out are not counted, the heads are.
     """
+    model = backbone.config
     augment, batch = config.augment, config.optim.batch_size
     kept_global = drop_path_subset(2 * batch, model.drop_path) / batch
     kept_local = drop_path_subset(augment.local_crops * batch, model.drop_path) / batch if augment.local_crops else 0.0
-    large, small = forward_flops(model, augment.global_size), forward_flops(model, augment.local_size)
+    large, small = (
+        flops(backbone, torch.zeros(1, model.in_channels, side, side)) for side in (augment.global_size, augment.local_size)
+    )
     student = 3 * (kept_global * large + kept_local * small)
     masked_patches = sum(config.mask.ratio) / 2 * config.mask.probability * 2
     masked_patches *= (augment.global_size // model.patch_size) ** 2

@@ -76,6 +76,7 @@ class Trainer:
         self.config = config = dataclasses.replace(config, model=backbone.config)
         self.model = StudentTeacher(backbone, config).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
+        self.image_flops = image_flops(config, backbone)
         self.monitor = FeatureMonitor(backbone.embed_dim, self.device)
         self.step = self.samples = self.skipped = 0
         self.unreadable: dict[str, str] = {}
@@ -225,8 +226,7 @@ class Trainer:
         if problem is not None:
             self.logger.warning(problem)
         seconds, wait, rate = timer.lap()
-        needed = image_flops(self.config, self.config.model) * rate
-        mfu = needed / (self.machine_rate * self.world.world_size)
+        mfu = self.image_flops * rate / (self.machine_rate * self.world.world_size)
         timing = {"seconds": seconds, "images_per_second": rate, "data_wait": wait, "mfu": mfu}
         self.logger.log(self.step, metrics)
         self.logger.log(self.step, timing, split="timing")
@@ -265,11 +265,10 @@ class Trainer:
         """Say what is about to run, write config.yaml and, at a fresh start, the features before it."""
         config, optim, world = self.config, self.config.optim, self.world
         parameters = sum(p.numel() for p in _backbone(self.model.student).parameters()) / 1e6
-        cost = image_flops(config, config.model) / 1e12
         place = f"{self.device} ({world.device_reason}), {world.world_size} process(es)"
         log.info(f"device: {place}, {self.dtype} ({dtype_reason}), {self.machine_rate / 1e12:.3g} TFLOP/s in products")
         shape = f"{config.model.arch}/{config.model.patch_size}, {config.model.registers} registers"
-        log.info(f"backbone: {shape}, {parameters:.1f} M parameters, {cost:.3g} TFLOP an image")
+        log.info(f"backbone: {shape}, {parameters:.1f} M parameters, {self.image_flops / 1e12:.3g} TFLOP an image")
         split = f"{optim.batch_size} × {world.world_size} process(es) × {optim.accumulate}"
         log.info(f"data: {len(self.paths)} images, {self.step_images} a step ({split})")
         rule = f"base {optim.base_lr:g}, rule {optim.lr_rule}"

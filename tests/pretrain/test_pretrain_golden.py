@@ -168,7 +168,7 @@ def test_three_training_steps_equal_upstream(golden: dict[str, Any]) -> None:
         optimizer.step()
         model.update_teacher(0.9)
         for term in ("dino_local", "dino_global", "ibot", "koleo"):
-            assert float(output.losses[term].detach()) == pytest.approx(expected[term], rel=2e-4, abs=1e-5), (step, term)
-        assert norms == pytest.approx(expected["grad_norms"], rel=1e-3), step
+            assert float(output.losses[term].detach()) == pytest.approx(expected[term], rel=1e-5, abs=1e-6), (step, term)
+        assert norms == pytest.approx(expected["grad_norms"], rel=1e-5), step
         for part, name in ((model.student, "student_sum"), (model.teacher, "teacher_sum")):
-            assert sum(float(p.detach().double().abs().sum()) for p in part.parameters()) == pytest.approx(expected[name], rel=1e-6)
+            assert sum(float(p.detach().double().abs().sum()) for p in part.parameters()) == pytest.approx(expected[name], rel=2e-7)
