@@ -81,7 +81,8 @@ class SegmentationModel(nn.Module):
 
     def _backbone_input(self, z: Tensor) -> Tensor:
         """Crops at the backbone's resolution and in its value range: [B, C, ·, ·]."""
-        height, width = (round(side * self.input_size / self.crop_size) for side in z.shape[-2:])
+        # Rounding in integers, so that the model can be traced.
+        height, width = ((side * self.input_size + self.crop_size // 2) // self.crop_size for side in z.shape[-2:])
         if (height, width) != tuple(z.shape[-2:]):
             shrinks = self.input_size < self.crop_size
             z = F.interpolate(z, size=(height, width), mode="bicubic", align_corners=False, antialias=shrinks)

@@ -204,7 +204,7 @@ def _fill_absent(state: State, config: ViTConfig) -> tuple[list[str], list[str]]
         token = torch.zeros(1, config.embed_dim)
         nn.init.trunc_normal_(token, std=0.02, generator=torch.Generator().manual_seed(0))
         state["mask_token"] = token
-        why = "all zeros (distilled without masking)" if mask is not None else "absent"
+        why = "all zeros (trained without masking)" if mask is not None else "absent"
         notes.append(f"mask_token was {why}: initialised, truncated normal, std 0.02")
         missing += ["mask_token"] if mask is None else []
     gammas = [f"blocks.{i}.{name}.gamma" for i in range(config.num_blocks) for name in ("ls1", "ls2")]

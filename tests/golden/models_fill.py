@@ -18,20 +18,25 @@ def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1).reshape(shape)
 
 
+def value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The float32 value of a parameter, of a size that lets every block move the tokens noticeably."""
+    values = uniform(name, shape)
+    if name.endswith(("gamma", "lambda1")):
+        values = 0.5 + 0.25 * values
+    elif "norm" in name and name.endswith("weight"):
+        values = 1 + 0.2 * values
+    elif name.endswith("bias"):
+        values = 0.2 * values
+    elif name.endswith("weight"):
+        values = values * np.sqrt(3 / np.prod(shape[1:]))
+    return torch.from_numpy(values).float()
+
+
 def fill(model: Any) -> Any:
-    """Overwrite every parameter of a DINOv2-named module; every block moves the tokens noticeably. Returns it."""
+    """Overwrite every parameter by `value` of its name; returns the model in evaluation mode."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values = uniform(name, tuple(parameter.shape))
-            if name.endswith("gamma"):
-                values = 0.5 + 0.25 * values
-            elif "norm" in name and name.endswith("weight"):
-                values = 1 + 0.2 * values
-            elif name.endswith("bias"):
-                values = 0.2 * values
-            elif name.endswith("weight"):
-                values = values * np.sqrt(3 / np.prod(parameter.shape[1:]))
-            parameter.copy_(torch.from_numpy(values))
+            parameter.copy_(value(name, tuple(parameter.shape)))
     return model.eval()
 
 

@@ -1,7 +1,7 @@
 """Record upstream DINOv2's outputs for formula-filled weights into models_vit.{npz,json}; needs a checkout of dinov2.
 
-    git clone https://github.com/facebookresearch/dinov2 CHECKOUT && git -C CHECKOUT checkout b8931f7
-    XFORMERS_DISABLED=1 PYTHONPATH=CHECKOUT python tests/golden/models_generate.py
+git clone https://github.com/facebookresearch/dinov2 CHECKOUT && git -C CHECKOUT checkout b8931f7
+XFORMERS_DISABLED=1 PYTHONPATH=CHECKOUT python tests/golden/models_generate.py
 """
 
 from __future__ import annotations
