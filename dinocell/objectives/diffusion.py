@@ -18,12 +18,13 @@ import numpy.typing as npt
 from dinocell.objectives.cells import Cells
 from dinocell.objectives.jit import kernel
 
-# Between two neighbours heat falls by at most 9x, so boxes up to this side rarely leave float32's range; those that
-# do are found and repeated in float64.
-FLOAT32_SIDE = 64
-FLOAT32_FLOOR = 1e-30
-# Pixels per pass: two buffers of this size in float64 stay in the first-level cache.
+# Pixels per pass: the buffers of this size in float64 stay in the first-level cache.
 CHUNK = 1536
+# Stop once no pixel changes by more than this part of itself in a step: heat only grows, and what is left to come is
+# a smooth change far below what a direction can show.
+SETTLED = 1e-8
+# Differences below this part of the heat are rounding: the point is flat.
+FLAT = 1e-12
 
 
 def iterations(cells: Cells, shared: bool) -> npt.NDArray[np.int64]:
@@ -75,30 +76,56 @@ def sum_errors(
 
 
 @kernel
-def _centre(labels, number, y0, y1, x0, x1):  # type: ignore[no-untyped-def]
-    """Rounded centroid in box coordinates, snapped to the nearest pixel of the cell (first in reading order)."""
+def _mean(labels, number, box):  # type: ignore[no-untyped-def]
+    """Sums of the cell's coordinates in its box, and its pixels."""
     sum_y = np.int64(0)
     sum_x = np.int64(0)
     count = np.int64(0)
-    for y in range(y0, y1):
-        for x in range(x0, x1):
+    for y in range(box[0], box[1]):
+        for x in range(box[2], box[3]):
             if labels[y, x] == number:
-                sum_y += y - y0
-                sum_x += x - x0
+                sum_y += y - box[0]
+                sum_x += x - box[2]
                 count += 1
+    return sum_y, sum_x, count
+
+
+@kernel
+def _cellpose_source(labels, number, box):  # type: ignore[no-untyped-def]
+    """Rounded centroid in box coordinates, snapped to the nearest pixel of the cell (first in reading order)."""
+    sum_y, sum_x, count = _mean(labels, number, box)
     mean_y = _round_half_even(sum_y, count)
     mean_x = _round_half_even(sum_x, count)
-    if labels[y0 + mean_y, x0 + mean_x] == number:
-        return mean_y, mean_x
+    source = np.empty((1, 2), np.int64)
     best = np.int64(2**62)
-    best_y = np.int64(0)
-    best_x = np.int64(0)
-    for y in range(y0, y1):
-        for x in range(x0, x1):
-            distance = (y - y0 - mean_y) ** 2 + (x - x0 - mean_x) ** 2
-            if labels[y, x] == number and distance < best:
-                best, best_y, best_x = distance, y - y0, x - x0
-    return best_y, best_x
+    for y in range(box[1] - box[0]):
+        for x in range(box[3] - box[2]):
+            if labels[box[0] + y, box[2] + x] == number:
+                distance = (y - mean_y) ** 2 + (x - mean_x) ** 2
+                if distance < best:
+                    best = distance
+                    source[0, 0], source[0, 1] = y, x
+    return source
+
+
+@kernel
+def _nearest_sources(labels, number, box):  # type: ignore[no-untyped-def]
+    """All pixels of the cell nearest to its centroid, in box coordinates: the choice turns and flips with the cell."""
+    sum_y, sum_x, count = _mean(labels, number, box)
+    sources = np.empty((count, 2), np.int64)
+    found = 0
+    best = np.inf
+    for y in range(box[1] - box[0]):
+        for x in range(box[3] - box[2]):
+            if labels[box[0] + y, box[2] + x] == number:
+                distance = float(count * y - sum_y) ** 2 + float(count * x - sum_x) ** 2
+                if distance < best:
+                    best = distance
+                    found = 0
+                if distance == best:
+                    sources[found, 0], sources[found, 1] = y, x
+                    found += 1
+    return sources[:found]
 
 
 @kernel
@@ -111,19 +138,14 @@ def _round_half_even(total, count):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _diffuse(heat, vertical, ninth, width, centre, steps):  # type: ignore[no-untyped-def]
-    """Runs `steps` diffusion steps in place on the flattened box `heat` [rows · width]; its border stays 0.
-
-    Stops early once no pixel changes by more than a few parts in 1e8 in a step: heat only grows, so what is left
-    to come is a smooth change far below what a direction can show.
-    """
-    size = heat.size
-    end = size - width
-    tolerance = 1e-8 if heat.itemsize == 8 else 1.2e-7
+def _diffuse(heat, vertical, ninth, width, sources, steps):  # type: ignore[no-untyped-def]
+    """Runs `steps` diffusion steps in place on the flattened box `heat` [rows · width]; its border stays 0."""
+    end = heat.size - width
     for step in range(steps):
-        heat[centre] += 1
+        for source in sources:
+            heat[source] += 1.0 / len(sources)
         check = step % 16 == 15
-        change = heat[0] - heat[0]
+        change = 0.0
         done = width
         start = width
         while start < end:
@@ -133,27 +155,35 @@ def _diffuse(heat, vertical, ninth, width, centre, steps):  # type: ignore[no-un
             below = heat[start + width : stop + width]
             total = vertical[start:stop]
             for i in range(stop - start):
-                total[i] = above[i] + middle[i] + below[i]
+                total[i] = (above[i] + below[i]) + middle[i]
             # A pixel may be overwritten once no later vertical sum reads it, a row behind.
             safe = stop - width if stop < end else end
             if safe > done:
-                left = vertical[done - 1 : safe - 1]
-                centre_sum = vertical[done:safe]
-                right = vertical[done + 1 : safe + 1]
-                target = heat[done:safe]
-                weight = ninth[done:safe]
-                if check:
-                    for i in range(safe - done):
-                        new = (left[i] + centre_sum[i] + right[i]) * weight[i]
-                        change = max(change, (new - target[i]) - new * tolerance)
-                        target[i] = new
-                else:
-                    for i in range(safe - done):
-                        target[i] = (left[i] + centre_sum[i] + right[i]) * weight[i]
+                change = max(change, _spread(vertical, ninth, heat, done, safe, check))
                 done = safe
             start = stop
         if check and change <= 0:
             break
+
+
+@kernel
+def _spread(vertical, ninth, heat, first, last, check):  # type: ignore[no-untyped-def]
+    """heat[first:last] ← horizontal sums · ninth; with `check` the largest change beyond SETTLED."""
+    left = vertical[first - 1 : last - 1]
+    middle = vertical[first:last]
+    right = vertical[first + 1 : last + 1]
+    target = heat[first:last]
+    weight = ninth[first:last]
+    change = 0.0
+    if check:
+        for i in range(last - first):
+            new = ((left[i] + right[i]) + middle[i]) * weight[i]
+            change = max(change, (new - target[i]) - new * SETTLED)
+            target[i] = new
+    else:
+        for i in range(last - first):
+            target[i] = ((left[i] + right[i]) + middle[i]) * weight[i]
+    return change
 
 
 @kernel
@@ -172,52 +202,31 @@ def _load(labels, number, y0, y1, x0, x1, heat, vertical, ninth):  # type: ignor
 
 
 @kernel
-def _lowest(heat, ninth):  # type: ignore[no-untyped-def]
-    lowest = heat.max()
-    for i in range(heat.size):
-        if ninth[i] > 0 and heat[i] < lowest:
-            lowest = heat[i]
-    return lowest
-
-
-@kernel
-def _solve(labels, number, box, steps, wide, narrow):  # type: ignore[no-untyped-def]
-    """Heat of one cell into wide[0, : rows · width] (float64), its mask (1/9 inside) into wide[2]."""
-    y0, y1, x0, x1 = box[0], box[1], box[2], box[3]
-    width = x1 - x0 + 2
-    size = (y1 - y0 + 2) * width
-    centre_y, centre_x = _centre(labels, number, y0, y1, x0, x1)
-    centre = (centre_y + 1) * width + centre_x + 1
-    _load(labels, number, y0, y1, x0, x1, wide[0, :size], wide[1, :size], wide[2, :size])
-    if max(y1 - y0, x1 - x0) <= FLOAT32_SIDE:
-        heat = narrow[0, :size]
-        _load(labels, number, y0, y1, x0, x1, heat, narrow[1, :size], narrow[2, :size])
-        _diffuse(heat, narrow[1, :size], narrow[2, :size], width, centre, steps)
-        if _lowest(heat, narrow[2, :size]) > FLOAT32_FLOOR:
-            for i in range(size):
-                wide[0, i] = heat[i]
-            return
-    _diffuse(wide[0, :size], wide[1, :size], wide[2, :size], width, centre, steps)
+def _solve(labels, number, box, steps, cellpose, buffers):  # type: ignore[no-untyped-def]
+    """Heat of one cell into buffers[0, : rows · width], its mask (1/9 inside) into buffers[2]; returns the width."""
+    width = box[3] - box[2] + 2
+    size = (box[1] - box[0] + 2) * width
+    heat, vertical, ninth = buffers[0, :size], buffers[1, :size], buffers[2, :size]
+    pixels = _cellpose_source(labels, number, box) if cellpose else _nearest_sources(labels, number, box)
+    sources = (pixels[:, 0] + 1) * width + pixels[:, 1] + 1
+    _load(labels, number, box[0], box[1], box[2], box[3], heat, vertical, ninth)
+    _diffuse(heat, vertical, ninth, width, sources, steps)
+    return width
 
 
 @kernel
 def _workspace(first, last, boxes):  # type: ignore[no-untyped-def]
     largest = 1
-    largest_narrow = 1
     for k in range(first, last):
-        rows = boxes[k, 1] - boxes[k, 0] + 2
-        columns = boxes[k, 3] - boxes[k, 2] + 2
-        largest = max(largest, rows * columns)
-        if max(rows, columns) <= FLOAT32_SIDE + 2:
-            largest_narrow = max(largest_narrow, rows * columns)
-    return np.empty((3, largest), np.float64), np.empty((3, largest_narrow), np.float32)
+        largest = max(largest, (boxes[k, 1] - boxes[k, 0] + 2) * (boxes[k, 3] - boxes[k, 2] + 2))
+    return np.empty((3, largest), np.float64)
 
 
 @kernel
-def _unit(dy, dx):  # type: ignore[no-untyped-def]
-    """(dy, dx) at length 1, or (0, 0); scaled first, so that squares of tiny differences do not underflow."""
+def _unit(dy, dx, heat):  # type: ignore[no-untyped-def]
+    """(dy, dx) at length 1, or (0, 0) at a flat point; scaled first, so that tiny squares do not underflow."""
     scale = max(abs(dy), abs(dx))
-    if scale == 0:
+    if scale <= heat * FLAT:
         return 0.0, 0.0
     dy /= scale
     dx /= scale
@@ -226,28 +235,32 @@ def _unit(dy, dx):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _heat_range(first, last, labels, numbers, boxes, steps, heat):  # type: ignore[no-untyped-def]
-    wide, narrow = _workspace(first, last, boxes)
-    for k in range(first, last):
-        box = boxes[k]
-        _solve(labels, numbers[k], box, steps[k], wide, narrow)
-        width = box[3] - box[2] + 2
-        for y in range(box[0], box[1]):
-            row = (y - box[0] + 1) * width + 1 - box[2]
-            for x in range(box[2], box[3]):
-                if wide[2, row + x] > 0:
-                    heat[y, x] = wide[0, row + x]
+def _box_flow(heat, width, i):  # type: ignore[no-untyped-def]
+    return _unit(heat[i + width] - heat[i - width], heat[i + 1] - heat[i - 1], heat[i])
 
 
 @kernel
-def heat_flow(heat, y, x):  # type: ignore[no-untyped-def]
+def _heat_range(first, last, labels, numbers, boxes, steps, heat):  # type: ignore[no-untyped-def]
+    buffers = _workspace(first, last, boxes)
+    for k in range(first, last):
+        box = boxes[k]
+        width = _solve(labels, numbers[k], box, steps[k], True, buffers)
+        for y in range(box[0], box[1]):
+            row = (y - box[0] + 1) * width + 1 - box[2]
+            for x in range(box[2], box[3]):
+                if buffers[2, row + x] > 0:
+                    heat[y, x] = buffers[0, row + x]
+
+
+@kernel
+def _heat_flow(heat, y, x):  # type: ignore[no-untyped-def]
     """Unit flow at a pixel from central differences of `heat` (H, W), 0 beyond the image, as Cellpose's padding."""
     height, width = heat.shape
     up = heat[y - 1, x] if y > 0 else 0.0
     down = heat[y + 1, x] if y + 1 < height else 0.0
     left = heat[y, x - 1] if x > 0 else 0.0
     right = heat[y, x + 1] if x + 1 < width else 0.0
-    return _unit(down - up, right - left)
+    return _unit(down - up, right - left, heat[y, x])
 
 
 @kernel
@@ -257,7 +270,7 @@ def heat_to_flows(labels, heat, flows):  # type: ignore[no-untyped-def]
     for y in range(height):
         for x in range(width):
             if labels[y, x] > 0:
-                flows[0, y, x], flows[1, y, x] = heat_flow(heat, y, x)
+                flows[0, y, x], flows[1, y, x] = _heat_flow(heat, y, x)
 
 
 @kernel
@@ -267,36 +280,32 @@ def heat_errors(labels, index, heat, flows, errors):  # type: ignore[no-untyped-
     for y in range(height):
         for x in range(width):
             if labels[y, x] > 0:
-                dy, dx = heat_flow(heat, y, x)
+                dy, dx = _heat_flow(heat, y, x)
                 errors[index[labels[y, x]]] += (dy - flows[0, y, x]) ** 2 + (dx - flows[1, y, x]) ** 2
 
 
 @kernel
 def _flows_range(first, last, labels, numbers, boxes, steps, flows):  # type: ignore[no-untyped-def]
-    wide, narrow = _workspace(first, last, boxes)
+    buffers = _workspace(first, last, boxes)
     for k in range(first, last):
         box = boxes[k]
-        _solve(labels, numbers[k], box, steps[k], wide, narrow)
-        width = box[3] - box[2] + 2
+        width = _solve(labels, numbers[k], box, steps[k], False, buffers)
         for y in range(box[0], box[1]):
+            row = (y - box[0] + 1) * width + 1 - box[2]
             for x in range(box[2], box[3]):
-                i = (y - box[0] + 1) * width + 1 + x - box[2]
-                if wide[2, i] > 0:
-                    dy, dx = _unit(wide[0, i + width] - wide[0, i - width], wide[0, i + 1] - wide[0, i - 1])
-                    flows[0, y, x] = dy
-                    flows[1, y, x] = dx
+                if buffers[2, row + x] > 0:
+                    flows[0, y, x], flows[1, y, x] = _box_flow(buffers[0], width, row + x)
 
 
 @kernel
 def _errors_range(first, last, labels, numbers, boxes, steps, flows, errors):  # type: ignore[no-untyped-def]
-    wide, narrow = _workspace(first, last, boxes)
+    buffers = _workspace(first, last, boxes)
     for k in range(first, last):
         box = boxes[k]
-        _solve(labels, numbers[k], box, steps[k], wide, narrow)
-        width = box[3] - box[2] + 2
+        width = _solve(labels, numbers[k], box, steps[k], False, buffers)
         for y in range(box[0], box[1]):
+            row = (y - box[0] + 1) * width + 1 - box[2]
             for x in range(box[2], box[3]):
-                i = (y - box[0] + 1) * width + 1 + x - box[2]
-                if wide[2, i] > 0:
-                    dy, dx = _unit(wide[0, i + width] - wide[0, i - width], wide[0, i + 1] - wide[0, i - 1])
+                if buffers[2, row + x] > 0:
+                    dy, dx = _box_flow(buffers[0], width, row + x)
                     errors[k] += (dy - flows[0, y, x]) ** 2 + (dx - flows[1, y, x]) ** 2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dinocell.objectives.base import Array, Labels, ObjectiveConfig, relabel, turn, weighted_mean
 from dinocell.objectives.cells import find_cells
-from dinocell.objectives.holes import fill_holes
+from dinocell.objectives.regions import fill_holes
 
 EIGHT = np.ones((3, 3), bool)
 

@@ -19,12 +19,18 @@ import numpy.typing as npt
 
 from dinocell.objectives.jit import kernel
 
-MAX_STEPS = 4096
-# A pixel has arrived when it is back where it was two steps ago: a fixed point, or the swing across a ridge.
-ARRIVED = 0.01
-# Net way in pixels that CYCLE steps must cover; less is a loop or a standstill.
-CYCLE = 32
-PROGRESS = 0.5
+# Steps of one leg; only a pixel that hardly moves takes so many.
+MAX_STEPS = 200
+# A leg ends, rounded to the nearest pixel, this far (px, either axis) from its start.
+LEG = 6.0
+# A pixel has arrived when it swings across a ridge, back to within SWING px of where it was two steps ago, or moves
+# less than STILL px in two steps.
+SWING = 0.05
+STILL = 0.01
+# Flows beyond this (px a step) are garbage, not motion.
+FASTEST = np.float32(1e4)
+# Set in an end point that is a sink, unset in one from which the pixel there knows the way on.
+SINK = np.int32(1 << 30)
 SEED_COUNT = 10
 GROW_COUNT = 2
 SEED_RADIUS = 2
@@ -56,17 +62,23 @@ def end_points(
         flows: (2, H, W) float32, pixels a step.
         probability: (H, W) float32.
         threshold: pixels at or below it neither move nor attract.
-        max_steps: Euler steps a pixel may take before it stops where it is.
+        max_steps: Euler steps of one leg before its pixel counts as arrived.
         threads: threads that share the rows.
 
     Returns:
-        (H, W) int32. int64 indices are not needed: an image past 2³¹ pixels is decoded in blocks.
+        (H, W) int32.
+
+    Raises:
+        ValueError: an image of 2³⁰ pixels or more; decode such an image in blocks.
     """
     height, width = probability.shape
+    if probability.size >= SINK:
+        raise ValueError(f"an image of {height} × {width} pixels is too large to decode whole; decode it in blocks")
     pairs = np.zeros((height + 1, width + 1, 2), np.float32)
     _interleave(flows, probability, np.float32(threshold), pairs)
     ends = np.empty((height, width), np.int32)
     rows_in_threads(threads, height, _follow, pairs, probability, np.float32(threshold), max_steps, ends)
+    _join(ends.ravel())
     return ends
 
 
@@ -91,8 +103,11 @@ def _interleave(flows, probability, threshold, pairs):  # type: ignore[no-untype
     for y in range(height):
         for x in range(width):
             if probability[y, x] > threshold:
-                pairs[y, x, 0] = flows[0, y, x]
-                pairs[y, x, 1] = flows[1, y, x]
+                dy, dx = flows[0, y, x], flows[1, y, x]
+                # False for NaN too: a pixel without a usable flow stays where it is.
+                if abs(dy) < FASTEST and abs(dx) < FASTEST:
+                    pairs[y, x, 0] = dy
+                    pairs[y, x, 1] = dx
 
 
 @kernel
@@ -117,27 +132,29 @@ def _step(pairs, y, x, last_y, last_x):  # type: ignore[no-untyped-def]
 
 @kernel
 def _walk(pairs, y, x, last_y, last_x, max_steps):  # type: ignore[no-untyped-def]
-    """End point of one pixel: where it arrives, the middle of a swing, or where the way ends."""
-    arrived = np.float32(ARRIVED)
+    """One leg of one pixel: where it ends, and whether that is a sink (the middle of a swing) or a stage."""
+    swing = np.float32(SWING)
+    still = np.float32(STILL)
+    leg = np.float32(LEG)
     half = np.float32(0.5)
+    start_y = y
+    start_x = x
     before_y = np.float32(-9)
     before_x = np.float32(-9)
-    mark_y = y
-    mark_x = x
-    for step in range(1, max_steps + 1):
+    for _ in range(max_steps):
         next_y, next_x = _step(pairs, y, x, last_y, last_x)
-        if abs(next_y - before_y) < arrived and abs(next_x - before_x) < arrived:
-            return (y + next_y) * half, (x + next_x) * half
+        apart = max(abs(next_y - before_y), abs(next_x - before_x))
+        if apart < swing:
+            back = (next_y - y) * (y - before_y) + (next_x - x) * (x - before_x)
+            if back < 0 or apart < still:
+                return (y + next_y) * half, (x + next_x) * half, True
         before_y = y
         before_x = x
         y = next_y
         x = next_x
-        if step % CYCLE == 0:
-            if max(abs(y - mark_y), abs(x - mark_x)) < PROGRESS:
-                break
-            mark_y = y
-            mark_x = x
-    return y, x
+        if max(abs(y - start_y), abs(x - start_x)) >= leg:
+            return y, x, False
+    return y, x, True
 
 
 @kernel
@@ -145,12 +162,33 @@ def _follow(first, last, pairs, probability, threshold, max_steps, ends):  # typ
     height, width = probability.shape
     last_y = np.float32(height - 1)
     last_x = np.float32(width - 1)
+    half = np.float32(0.5)
     for y in range(first, last):
         for x in range(width):
             ends[y, x] = -1
             if probability[y, x] > threshold:
-                end_y, end_x = _walk(pairs, np.float32(y), np.float32(x), last_y, last_x, max_steps)
-                ends[y, x] = int(end_y + np.float32(0.5)) * width + int(end_x + np.float32(0.5))
+                end_y, end_x, sink = _walk(pairs, np.float32(y), np.float32(x), last_y, last_x, max_steps)
+                row, column = int(end_y + half), int(end_x + half)
+                end = row * width + column
+                # A stage outside every cell has no way on.
+                ends[y, x] = end | SINK if sink or probability[row, column] <= threshold else end
+
+
+@kernel
+def _join(ends):  # type: ignore[no-untyped-def]
+    """Joins legs to whole ways in place: each pixel takes over the end point of the pixel where its leg ends."""
+    for _ in range(32):
+        open_ways = 0
+        for i in range(ends.size):
+            end = ends[i]
+            if end >= 0 and end & SINK == 0:
+                ends[i] = ends[end]
+                open_ways += 1
+        if open_ways == 0:
+            break
+    for i in range(ends.size):
+        if ends[i] >= 0:
+            ends[i] &= SINK - 1
 
 
 @kernel

@@ -19,7 +19,7 @@ from dinocell import log
 from dinocell.objectives import diffusion, dynamics
 from dinocell.objectives.base import Array, Labels, ObjectiveConfig, relabel, turn, weighted_mean
 from dinocell.objectives.cells import Cells, find_cells
-from dinocell.objectives.holes import fill_holes
+from dinocell.objectives.regions import fill_holes, split_fragments
 
 Variant = Literal["cellpose", "leak_free"]
 
@@ -30,7 +30,8 @@ def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads
     Args:
         labels: (H, W), any integer dtype and numbering, 0 = background.
         variant: `cellpose` takes the gradient of all cells' heat in one image and as many diffusion steps for every
-            cell as the largest needs, as Cellpose 4 does; `leak_free` keeps gradient and steps to each cell alone.
+            cell as the largest needs, as Cellpose 4 does; `leak_free` keeps gradient and steps to each cell alone,
+            starts from all pixels nearest to the centroid, and gives each fragment of a cell a centre of its own.
         threads: threads that share the cells.
 
     Returns:
@@ -40,6 +41,9 @@ def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads
         ValueError: labels are not two-dimensional, negative, or not integers.
     """
     cells = find_cells(labels)
+    if variant == "leak_free":
+        whole = split_fragments(cells.labels)
+        cells = cells if whole is cells.labels else find_cells(whole)
     flows = np.zeros((2, *cells.labels.shape), np.float32)
     if variant == "leak_free":
         diffusion.run(cells, threads, diffusion.fill_flows, cells, diffusion.iterations(cells, False), flows)

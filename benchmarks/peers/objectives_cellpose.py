@@ -1,0 +1,64 @@
+"""Cellpose 4's flow targets and decoding of one label image, timed; run by benchmarks/objectives.py in a venv of its own.
+
+    python benchmarks/peers/objectives_cellpose.py INPUT.npz OUTPUT.npz --threads 1 --repeats 1
+
+INPUT holds `labels` (H, W) and, to decode others' maps, `flows` (2, H, W) at unit scale and `probability` (H, W).
+OUTPUT gets `flows`, `masks`, `target_seconds` and `decode_seconds` (best of the repeats), `version`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+import time
+import types
+
+import numpy as np
+
+# Cellpose imports both for its network, which this script does not touch; torchvision has no build for every torch.
+for name in ("torchvision", "torchvision.transforms", "segment_anything"):
+    sys.modules.setdefault(name, types.ModuleType(name))
+for name in ("functional", "_functional_tensor"):
+    setattr(sys.modules["torchvision.transforms"], name, None)
+import torch
+from cellpose import dynamics
+
+
+def main() -> None:
+    """Times masks_to_flows_gpu and resize_and_compute_masks (flow check, hole filling, small masks) on the CPU."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("input")
+    parser.add_argument("output")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cpu")
+    data = np.load(arguments.input)
+    labels = data["labels"].astype(int)
+    target_seconds, decode_seconds = [], []
+    for _ in range(arguments.repeats):
+        start = time.perf_counter()
+        flows = dynamics.masks_to_flows_gpu(labels, device=device)
+        target_seconds.append(time.perf_counter() - start)
+        flows = flows[0] if isinstance(flows, tuple) else flows  # a tuple from 4.1 on
+        given = data["flows"] if "flows" in data else flows
+        probability = data["probability"] if "probability" in data else (labels > 0).astype(np.float32)
+        # Cellpose takes flows at 5x and compares a logit with 0.
+        scaled, logit = (5 * given).astype(np.float32), (probability - 0.5).astype(np.float32)
+        start = time.perf_counter()
+        masks = dynamics.resize_and_compute_masks(scaled, logit, device=device)
+        decode_seconds.append(time.perf_counter() - start)
+    np.savez(
+        arguments.output,
+        flows=flows.astype(np.float32),
+        masks=masks,
+        target_seconds=min(target_seconds),
+        decode_seconds=min(decode_seconds),
+        version=importlib.metadata.version("cellpose"),
+    )
+
+
+if __name__ == "__main__":
+    main()
