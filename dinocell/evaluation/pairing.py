@@ -42,8 +42,8 @@ class Pairing:
 
 
 def bare_stem(path: Path) -> str:
-    """File name without extension and without the endings of label images."""
-    stem = path.name[: -len(path.suffix)] if path.suffix else path.name
+    """File name without extension (also `.ome.tif`) and without the endings of label images."""
+    stem = path.stem.removesuffix(".ome")
     while True:
         ending = next((s for s in LABEL_SUFFIXES if stem.lower().endswith(s) and len(stem) > len(s)), None)
         if ending is None:
@@ -113,6 +113,9 @@ def pair(labels: list[LabelFile], folder: Path, role: str, *, every: bool = True
             found[label.title] = partner.path
     used = set(found.values())
     spare = [candidate for candidate in candidates if candidate.path not in used]
+    if any(_ending(path) is not None for path in used):
+        # Where label images are marked by their names, the others are overlays, flows and the like.
+        spare = [candidate for candidate in spare if _ending(candidate.path) is not None]
     missing = [label for label in labels if label.title not in found] if every else []
     problems += [f"{role}: no file for {label.title}{_hint(label, spare)}" for label in missing]
     problems += [f"{role}: {_short(candidate.path, folder)} has no label image of that name" for candidate in spare]
@@ -128,16 +131,23 @@ def _choose(title: str, files: list[LabelFile]) -> tuple[LabelFile, list[str]]:
     """The label image among files of one name: one with a label ending, else by the order of extensions."""
 
     def rank(file: LabelFile) -> tuple[int, int, str]:
-        stem = file.path.stem.lower()
-        ending = next((i for i, suffix in enumerate(LABEL_SUFFIXES) if stem.endswith(suffix)), len(LABEL_SUFFIXES))
-        return ending, LABEL_EXTENSIONS.index(file.path.suffix.lower()), str(file.path)
+        ending = _ending(file.path)
+        extension = LABEL_EXTENSIONS.index(file.path.suffix.lower())
+        return len(LABEL_SUFFIXES) if ending is None else LABEL_SUFFIXES.index(ending), extension, str(file.path)
 
     ordered = sorted(files, key=rank)
-    marked = [file for file in ordered if rank(file)[0] < len(LABEL_SUFFIXES)]
-    if len(marked) == 1 or len(files) == 1:
+    marked = [file for file in ordered if _ending(file.path) is not None]
+    rivals = [file for file in marked or ordered if not file.path.name.lower().endswith("_seg.npy")]
+    if len(rivals) <= 1:  # a _seg.npy beside exported masks holds the same masks
         return ordered[0], []
-    rest = ", ".join(str(file.path.name) for file in ordered[1:])
+    rest = ", ".join(file.path.name for file in rivals if file is not ordered[0])
     return ordered[0], [f"{title}: {ordered[0].path.name} is used, not {rest} (several files of that name)"]
+
+
+def _ending(path: Path) -> str | None:
+    """The ending of label images that the file's name has, if any."""
+    stem = path.stem.lower().removesuffix(".ome")
+    return next((suffix for suffix in LABEL_SUFFIXES if stem.endswith(suffix)), None)
 
 
 def _hint(label: LabelFile, spare: list[LabelFile]) -> str:

@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.data.io import read_image, read_labels
+from dinocell.data.io import read_image
 from dinocell.errors import DinoCellError
+from dinocell.evaluation.reading import read_label_image
 from dinocell.evaluation.results import HEADER, Evaluation, ImageResult, table_rows
 from dinocell.metrics import METRICS
 from dinocell.report.html import Report
 from dinocell.report.overlays import error_map, overlay, panel
 
 _SHOWN = 3  # best and worst images of each tool
+_FEWEST_FOR_HISTOGRAM = 5  # images; fewer are read off per_image.csv
 _BINS = np.linspace(0, 1, 11)
 
 
@@ -86,6 +88,8 @@ def _charts(report: Report, evaluation: Evaluation, summary: dict[str, Any]) -> 
             for name in evaluation.datasets
         }
         report.bars(by_dataset, "MMA by data set, raw, pooled", "MMA (0–1)")
+    if max(len(evaluation.of(tool)) for tool in evaluation.tools) < _FEWEST_FOR_HISTOGRAM:
+        return
     for metric in ("MMA", "SEG", "AP50"):
         counts = {tool: _histogram(evaluation.of(tool), metric) for tool in evaluation.tools}
         bins = {
@@ -117,7 +121,7 @@ def _examples(report: Report, results: list[ImageResult], tool: str) -> None:
 
 
 def _panel(result: ImageResult) -> NDArray[np.uint8]:
-    truth, predicted = read_labels(result.truth), read_labels(result.prediction)
+    truth, predicted = read_label_image(result.truth), read_label_image(result.prediction)
     picture = _picture(result, truth)
     background = np.zeros(truth.shape, np.uint8) if picture is None else picture
     fill = 0.45 if picture is None else 0.0

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell import log
-from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError, DataError, DinoCellError
 from dinocell.evaluation.pairing import LabelFile, Pairing, list_label_files, pair
+from dinocell.evaluation.reading import read_label_image
 from dinocell.evaluation.report import write_report
 from dinocell.evaluation.results import Evaluation, ImageResult, format_table, summarise, write_csv
 from dinocell.metrics import score_image
+
+_PROBLEMS_SHOWN = 20  # on the console; evaluation.json and report.html name all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +145,14 @@ def _score_target(target: Target, problems: list[str]) -> Iterator[ImageResult]:
     if not target.predictions:
         return
     try:
-        truth = read_labels(target.truth)
+        truth = read_label_image(target.truth)
         ignore, ignoring = _ignored_pixels(target, truth, problems)
     except DinoCellError as error:
         problems.append(f"labels: {error}")
         return
     for tool, path in target.predictions.items():
         try:
-            predicted = read_labels(path)
+            predicted = read_label_image(path)
         except DinoCellError as error:
             problems.append(f"{tool}: {error}")
             continue
@@ -179,7 +181,7 @@ def _ignored_pixels(
 ) -> tuple[NDArray[np.bool_] | None, str]:
     """Pixels that the masked scores leave out, and what they are."""
     if target.ignore is not None:
-        ignore = read_labels(target.ignore) != 0
+        ignore = read_label_image(target.ignore) != 0
         if ignore.shape == truth.shape:
             return ignore, "ignore image"
         problems.append(
@@ -200,8 +202,10 @@ def _show(evaluation: Evaluation, summary: dict[str, Any]) -> None:
         scored = len(evaluation.of(tool))
         if scored < evaluation.expected:
             log.warning(f"{tool}: {scored} of {evaluation.expected} images scored")
-    for line in evaluation.problems:
+    for line in evaluation.problems[:_PROBLEMS_SHOWN]:
         log.warning(line)
+    if len(evaluation.problems) > _PROBLEMS_SHOWN:
+        log.warning(f"{len(evaluation.problems) - _PROBLEMS_SHOWN} more problems: see `problems` in evaluation.json")
 
 
 def _write(evaluation: Evaluation, summary: dict[str, Any], out: Path) -> None:

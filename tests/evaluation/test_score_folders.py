@@ -12,6 +12,7 @@ from dinocell.data.io import write_labels
 from dinocell.errors import ConfigError, DataError
 from dinocell.evaluation import format_table, score_folders
 from dinocell.metrics import METRICS, macro_mean, pool, score_image
+from dinocell.report.html import Report
 
 
 def cells(shift: int = 0, count: int = 4, size: int = 64) -> np.ndarray:
@@ -80,6 +81,30 @@ def test_images_beside_their_masks_are_not_taken_for_masks(truth: Path, tmp_path
     assert summary["metrics"]["MMA"] == 1
 
 
+def test_a_segment_folder_with_overlays_and_seg_npy_has_no_problems(truth: Path, tmp_path: Path) -> None:
+    for stem, count in (("a", 4), ("b", 1), ("c", 3)):
+        save(tmp_path / "tool" / f"{stem}_labels.tif", cells(count=count))
+        save(tmp_path / "tool" / f"{stem}_overlay.png", cells(count=count))
+        np.save(tmp_path / "tool" / f"{stem}_seg.npy", {"masks": cells(count=count)}, allow_pickle=True)  # type: ignore[arg-type]
+    assert score_folders(truth, {"tool": tmp_path / "tool"}, None, None)["problems"] == []
+
+
+def test_cellpose_seg_npy_is_read_and_a_pickle_that_runs_code_is_not(truth: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cellpose"
+    folder.mkdir()
+    content = {
+        "masks": cells(count=4).astype(np.uint16),
+        "diameter": np.float64(10),
+        "filename": "a.png",
+        "flows": [[]],
+    }
+    np.save(folder / "a_seg.npy", content, allow_pickle=True)  # type: ignore[arg-type]
+    np.save(folder / "b_seg.npy", {"masks": Path}, allow_pickle=True)  # type: ignore[arg-type]
+    summary = score_folders(truth, {"cellpose": folder}, None, None)
+    assert (summary["images"], summary["metrics"]["MMA"]) == (1, 1)
+    assert any("b_seg.npy: not a Cellpose _seg.npy: it names pathlib" in line for line in summary["problems"])
+
+
 def test_every_file_that_is_not_scored_is_named_and_the_others_are_scored(truth: Path, tmp_path: Path) -> None:
     save(truth / "field_04.png", cells())
     save(truth / "e.png", cells())
@@ -138,6 +163,21 @@ def test_data_sets_in_sub_folders_are_scored_apart_and_together(tmp_path: Path) 
     page = (tmp_path / "report.html").read_text()
     for words in ("0.926", "Worst images of ours", "Best images of ours", "yeast/x: MMA 0.538", "published"):
         assert words in page
+
+
+def test_histograms_put_a_score_on_an_edge_into_the_bin_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shifts of 0, 2, 4 … of ten pixels: MMA 1, 0.667, 0.429, 0.25, 0.111; a perfect score is in the last bin."""
+    drawn: dict[str, dict[str, dict[str, float]]] = {}
+    monkeypatch.setattr(Report, "bars", lambda self, values, title, *_: drawn.update({title: values}))
+    for index in range(5):
+        save(tmp_path / "truth" / f"{index}.png", cells())
+        save(tmp_path / "ours" / f"{index}.png", cells(shift=2 * index))
+    score_folders(tmp_path / "truth", {"ours": tmp_path / "ours"}, None, tmp_path)
+    filled = {low for low, count in drawn["MMA of each image"].items() if count["ours"] == 1}
+    assert filled == {"0.9", "0.6", "0.4", "0.2", "0.1"}
+    assert sum(count["ours"] for count in drawn["MMA of each image"].values()) == 5
 
 
 def test_ignore_images_make_the_masked_scores_only(truth: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_nothing_found_where_nothing_is_scores_one() -> None:
 
 
 def test_large_ids_score_as_small_ones() -> None:
-    """One cell found perfectly, id 40,001: py-ctcmetrics adds the ids in uint16, which wraps, and gives SEG = DET = 0."""
+    """One cell found perfectly, id 40,001: py-ctcmetrics adds the ids in uint16, which wraps: SEG = DET = 0."""
     case = CASES["uint16 ids past 32,767 (one cell, perfect)"]
     assert set(metrics.score_image(*images(case)).metrics().values()) == {1.0}
     assert case["ctc"]["SEG"] == case["ctc"]["DET"] == 0
