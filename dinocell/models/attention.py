@@ -77,9 +77,14 @@ def sequence_lengths(groups: Groups) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _cumulative_lengths(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def _cumulative_lengths_once(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     lengths = torch.tensor([0, *sequence_lengths(groups)], dtype=torch.int32)
     return lengths.cumsum(0, dtype=torch.int32).to(device)
+
+
+@torch.compiler.assume_constant_result  # torch.compile must not rebuild it, and wait for the device, in every step
+def _cumulative_lengths(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    return _cumulative_lengths_once(groups, device)
 
 
 def _attend_varlen(qkv: Tensor, groups: Groups) -> Tensor:
@@ -99,6 +104,7 @@ def _block_diagonal_mask(groups: tuple[tuple[int, int], ...]) -> Any:
     return fmha.BlockDiagonalMask.from_seqlens(sequence_lengths(groups))
 
 
+@torch.compiler.disable  # its mask is a Python object
 def _attend_xformers(qkv: Tensor, groups: Groups) -> Tensor:
     from xformers.ops import memory_efficient_attention
 

@@ -139,6 +139,11 @@ def _write_hugging_face(folder: Path, model: VisionTransformer) -> Path:
         "use_swiglu_ffn": config.arch == "vit_giant2",
         **({"num_register_tokens": config.registers} if config.registers else {}),
     }
+    if config.interpolate_offset and not config.registers:
+        log.info(
+            f"transformers interpolates positions without upstream's offset {config.interpolate_offset:g}: "
+            f"tokens are equal at {config.image_size} px and close to equal (about 1 %) at other sizes"
+        )
     # AutoImageProcessor reads this: images come at the model's own size, so nothing is cropped.
     side = {"height": config.image_size, "width": config.image_size}
     processor = {

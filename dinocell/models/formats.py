@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping
@@ -69,7 +70,8 @@ def read_weights(path: str | Path) -> Weights:
         if CONFIG_KEY in metadata:
             config = json.loads(metadata[CONFIG_KEY])
     else:
-        content = load_file(file)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in DINO v1's full checkpoints; holds no code
+            content = load_file(file)
         run_config = content.get("config")
         if isinstance(run_config, Mapping) and isinstance(run_config.get("model"), Mapping):
             config = run_config["model"]

@@ -134,14 +134,15 @@ def load_model_folder(
             raise ConfigError(f"{directory / name}: no such file; a model folder holds {WEIGHTS_NAME}, {CONFIG_NAME}")
     try:
         meta: dict[str, Any] = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
-        backbone = VisionTransformer(from_dict(ViTConfig, meta["backbone"]))
+        with torch.device("meta"):  # no time for random values that are replaced
+            backbone = VisionTransformer(from_dict(ViTConfig, meta["backbone"]))
         decoder = from_dict(DecoderConfig, meta["decoder"])
         model = SegmentationModel(backbone, decoder, meta["channels"], meta["crop_size"], meta["input_size"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, DinoCellError) as error:
         raise CheckpointError(f"{directory / CONFIG_NAME}: not a model configuration ({error})") from error
     state, _ = read_safetensors(directory / WEIGHTS_NAME)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{directory / WEIGHTS_NAME}: does not fit its {CONFIG_NAME}: {reason}") from error

@@ -6,6 +6,7 @@ attention stays within each image.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dinocell import log
 from dinocell.config import field
 from dinocell.errors import ConfigError
 from dinocell.models.attention import Backend, choose_backend
@@ -171,10 +173,10 @@ class VisionTransformer(nn.Module):
                 assert self.patch_embed.proj.bias is not None
                 self.patch_embed.proj.bias.copy_(bias)
 
-    def compile_blocks(self, *, dynamic: bool | None = None) -> None:
+    def compile_blocks(self, *, backend: str = "inductor", fullgraph: bool = False) -> None:
         """torch.compile every block in place; state-dict keys stay as they are."""
         for block in self.blocks:
-            block.compile(dynamic=dynamic)
+            block.compile(backend=backend, fullgraph=fullgraph)
 
     def positions(self, height: int, width: int) -> Tensor:
         """Position embedding [1, 1 + N, D] of an image of `height` × `width` px, interpolated where needed."""
@@ -257,8 +259,16 @@ class VisionTransformer(nn.Module):
     def _backend(self, crops: list[Tensor]) -> Backend:
         if self.attention_backend != "auto":
             return self.attention_backend
-        device = crops[0].device
-        if device.type != "cuda":
-            return "sdpa"
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else crops[0].dtype
-        return choose_backend(device, dtype, len(crops))[0]
+        device, dtype = crops[0].device, crops[0].dtype
+        if device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+        backend, reason = choose_backend(device, dtype, len(crops))
+        if self.training and len(crops) > 1:
+            _announce(backend, reason)
+        return backend
+
+
+@functools.cache
+def _announce(backend: Backend, reason: str) -> None:
+    """Name the kernel in the log of a multi-crop training, once."""
+    log.info(f"attention: {backend} ({reason})")

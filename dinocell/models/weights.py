@@ -102,7 +102,8 @@ def load_backbone(
         config = dataclasses.replace(config, image_size=image_size)
         resized += _adapt_positions(state, config)
     missing, filled = _fill_absent(state, config)
-    model = VisionTransformer(config)
+    with torch.device("meta"):  # no time and no random numbers for values that are replaced
+        model = VisionTransformer(config)
     matched, unexpected = _load(model, state, weights)
     model.load_report = LoadReport(
         file=str(weights.file),
@@ -227,7 +228,7 @@ def _load(model: VisionTransformer, state: State, weights: Weights) -> tuple[lis
         if value.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, {model.config.arch} needs {tuple(value.shape)}"
             raise CheckpointError(f"{weights.file}: {name} has shape {shapes}")
-    model.load_state_dict({name: state[name] for name in wanted})
+    model.load_state_dict({name: state[name].contiguous() for name in wanted}, assign=True)
     return list(wanted), [name for name in state if name not in wanted]
 
 

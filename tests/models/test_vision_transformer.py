@@ -104,6 +104,20 @@ def test_activation_checkpointing_changes_no_gradient(tokens: Any) -> None:
     torch.testing.assert_close(grads[0], grads[1])
 
 
+def test_blocks_compile_without_a_graph_break_and_keep_their_names(tokens: Any) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(tiny(drop_path=0.5)).train()
+    crops = [torch.rand(4, 1, 32, 32), torch.rand(6, 1, 16, 16)]
+    names = list(model.state_dict())
+    torch.manual_seed(1)
+    expected = [tokens(out) for out in model(crops)]
+    model.compile_blocks(backend="eager", fullgraph=True)
+    torch.manual_seed(1)
+    for out, before in zip(model(crops), expected, strict=True):
+        torch.testing.assert_close(tokens(out), before)
+    assert list(model.state_dict()) == names
+
+
 def test_random_gray_backbone_sees_a_standardised_image() -> None:
     """An image of ImageNet's gray mean embeds near zero, as a normalised one does in an RGB model."""
     torch.manual_seed(0)

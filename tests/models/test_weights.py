@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def wrapped(kind: str, teacher: State, student: State) -> dict[str, Any]:
             return {"model": both, "iteration": 24_799, "optimizer": {"state": {0: {"exp_avg": head}}}}
         case "dino v1 full":
             full: dict[str, Any] = {"student": {f"module.backbone.{k}": v for k, v in student.items()}, "epoch": 3}
+            full["args"] = argparse.Namespace(arch="vit_small")
             return full | {"teacher": {f"backbone.{k}": v for k, v in teacher.items()}}
         case "compiled":
             return {"model": {f"_orig_mod.module.{k}": v for k, v in teacher.items()}}
