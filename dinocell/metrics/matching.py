@@ -164,7 +164,8 @@ def _merge(table: IntArray) -> IntArray:
     if not len(counts):
         return table
     if int(truth.max()) < 2**31 and int(predicted.max()) < 2**31:  # one sortable number a pair
-        order = np.argsort((truth << 32) | predicted)
+        # stable: a merge sort that uses the order already there (labels ascend along an image), three times faster
+        order = np.argsort((truth << 32) | predicted, kind="stable")
     else:
         order = np.lexsort((predicted, truth))
     truth, predicted, counts = truth[order], predicted[order], counts[order]
