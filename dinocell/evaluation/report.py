@@ -105,7 +105,7 @@ def _histogram(results: list[ImageResult], metric: str) -> NDArray[np.int64]:
 
 
 def _examples(report: Report, results: list[ImageResult], tool: str) -> None:
-    """Worst and best images by MMA; green is in both, red only predicted, blue only in the truth."""
+    """Worst and best images by MMA, with truth, prediction and errors."""
     ranked = sorted(results, key=lambda result: result.raw.mma)
     worst = ranked[: min(_SHOWN, (len(ranked) + 1) // 2)]
     best = ranked[len(worst) :][::-1][:_SHOWN]
@@ -113,6 +113,7 @@ def _examples(report: Report, results: list[ImageResult], tool: str) -> None:
         if not chosen:
             continue
         report.heading(f"{title} images of {tool}")
+        report.text("By MMA. Errors: green in both, red only predicted, blue only in the truth.")
         for result in chosen:
             values = result.raw.metrics()
             scores = ", ".join(f"{name} {values[name]:.3f}" for name in ("MMA", "SEG", "DET", "AP50"))
@@ -126,7 +127,7 @@ def _panel(result: ImageResult) -> NDArray[np.uint8]:
     background = np.zeros(truth.shape, np.uint8) if picture is None else picture
     fill = 0.45 if picture is None else 0.0
     tiles = [overlay(background, truth, fill=fill), overlay(background, predicted, fill=fill)]
-    titles = ["truth", "prediction", "green both, red only predicted, blue only truth"]
+    titles = ["truth", "prediction", "errors"]
     return panel([*tiles, error_map(truth, predicted, picture)], titles)
 
 

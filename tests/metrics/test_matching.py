@@ -1,6 +1,7 @@
 """The overlap table and the matchings equal their brute-force definitions."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -55,6 +56,18 @@ def test_every_label_dtype_counts_alike(dtype: type) -> None:
     truth[1:4, 1:4] = 1
     table = find_overlaps(truth, truth)
     assert (table.truth_areas.tolist(), table.intersections.tolist(), table.pixels) == ([9], [9], 36)
+
+
+def test_memory_stays_below_twelve_bytes_a_pixel() -> None:
+    """Runs are held strip by strip: beyond the two images, little is needed at any size."""
+    truth = np.arange(1, 4097, dtype=np.int32).reshape(64, 64).repeat(16, 0).repeat(16, 1)
+    predicted = np.roll(truth, 5, axis=1)
+    tracemalloc.start()
+    table = find_overlaps(truth, predicted)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table.intersections) == 2 * 4096
+    assert peak < 12 * truth.size
 
 
 def test_ids_beyond_32_bits_and_more_than_65535_objects() -> None:
