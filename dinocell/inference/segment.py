@@ -6,6 +6,8 @@ import dataclasses
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,14 +20,17 @@ from dinocell import log
 from dinocell.config import field, from_dict
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.errors import ConfigError
+from dinocell.inference import large
 from dinocell.inference.planes import Channel, Image, InputPlane, count_planes, iter_planes, open_image
 from dinocell.inference.result import SegmentationResult, compact_dtype
+from dinocell.inference.streaming import StreamedInput
 from dinocell.inference.tiling import OVERLAP, predict_stream, resize_maps
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.paths import local_path
 
 MAX_RESCALE = 16.0
+LARGE_PIXELS = 64 * 2**20
 
 Float32 = NDArray[np.float32]
 
@@ -72,6 +77,8 @@ class Segmenter:
         ConfigError: no such folder, or a device that cannot be used.
         CheckpointError: damaged weights.
     """
+
+    large_pixels: int = LARGE_PIXELS
 
     def __init__(
         self,
@@ -138,11 +145,43 @@ class Segmenter:
 
     def stream(self, planes: Iterable[InputPlane], options: SegmentOptions) -> Iterator[SegmentationResult]:
         """Segment planes one after the other, windows batched across them."""
-        jobs = (self.prepare(plane, options) for plane in planes)
-        for job, maps in self.predict(jobs):
-            for note in job.notes:
-                log.warning(f"{job.plane.name + ': ' if job.plane.name else ''}{note}")
-            yield self.finish(job, maps, options)
+        for is_large, group in groupby(planes, key=lambda plane: self.is_large(plane, options)):
+            if is_large:
+                yield from (self.segment_large(plane, options) for plane in group)
+                continue
+            jobs = (self.prepare(plane, options) for plane in group)
+            for job, maps in self.predict(jobs):
+                for note in job.notes:
+                    log.warning(f"{job.plane.name + ': ' if job.plane.name else ''}{note}")
+                yield self.finish(job, maps, options)
+
+    def is_large(self, plane: InputPlane, options: SegmentOptions) -> bool:
+        """Whether the plane goes through `segment_large`: past `large_pixels`, at the model's own scale."""
+        return (
+            plane.gray.size > self.large_pixels and min(plane.gray.shape) >= self.window and self._scale(options) == 1
+        )
+
+    def segment_large(
+        self, plane: InputPlane, options: SegmentOptions, scratch: Path | None = None
+    ) -> SegmentationResult:
+        """Segment a plane in bounded memory: streamed windows, maps and labels in scratch files under `scratch`.
+
+        The cells are those that `segment` finds, whatever their numbers.
+        """
+        if options.pixel_size is not None:
+            plane = dataclasses.replace(plane, pixel_size=options.pixel_size)
+        return large.segment_large(
+            self.model,
+            plane,
+            StreamedInput(plane.gray, self.preprocess),
+            options.decoding(self.objective),
+            window=self.window,
+            overlap=self.overlap,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+            folder=scratch,
+        )
 
     def prepare(self, plane: InputPlane, options: SegmentOptions) -> Job:
         """Preprocess a plane; thread-safe."""
@@ -160,14 +199,14 @@ class Segmenter:
             notes.append("the image is constant: no cells")
             return Job(plane=plane, size=_size(gray), z=None, invalid=invalid, notes=notes)
         z: NDArray[Any] = preprocess(gray, self.preprocess)
-        scale = self._scale(plane, options)
+        scale = self._scale(options)
         if scale != 1:
             notes.append(f"scaled by {scale:.3g} to the size of the cells that the model was trained on")
             size = (max(1, round(z.shape[1] * scale)), max(1, round(z.shape[0] * scale)))
             z = cv2.resize(z, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         return Job(plane=plane, size=_size(gray), z=np.asarray(z, np.float32), invalid=invalid, notes=notes)
 
-    def _scale(self, plane: InputPlane, options: SegmentOptions) -> float:
+    def _scale(self, options: SegmentOptions) -> float:
         """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
         training = self.meta.get("training") or {}
         if options.diameter is not None:

@@ -1,0 +1,172 @@
+"""Decoding maps too large for one piece: overlapping blocks whose cells are those of the whole image.
+
+Each block is decoded with a halo around its core. A cell belongs to the block whose core holds its first pixel in
+reading order, and that block decodes it whole: where a cell of the core reaches the halo's rim, the halo is doubled
+and the block decoded again. So no cell is cut, found twice or lost, and nothing needs stitching.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dinocell import log
+from dinocell.inference.result import cell_probability
+from dinocell.objectives import Objective, ObjectiveConfig, build_objective
+
+BLOCK = 2048
+HALO = 256
+MAX_HALO = 4096
+# Decoding looks this far beyond a pixel at most (growing seeds, filling holes, gradients).
+MARGIN = 8
+
+Float32 = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """Rows and columns y0 … y1, x0 … x1 (ends exclusive) of an image."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+    @property
+    def area(self) -> int:
+        return (self.y1 - self.y0) * (self.x1 - self.x0)
+
+    def grown(self, by: int, size: tuple[int, int]) -> Region:
+        """The region with a border of `by` pixels, cut to the image."""
+        return Region(
+            max(0, self.y0 - by), min(size[0], self.y1 + by), max(0, self.x0 - by), min(size[1], self.x1 + by)
+        )
+
+
+def blocks(size: tuple[int, int], block: int = BLOCK) -> list[Region]:
+    """Cores that tile the image, row by row."""
+    return [
+        Region(y, min(y + block, size[0]), x, min(x + block, size[1]))
+        for y in range(0, size[0], block)
+        for x in range(0, size[1], block)
+    ]
+
+
+def decode_blocks(
+    maps: Float32,
+    config: ObjectiveConfig,
+    labels: NDArray[Any],
+    block: int = BLOCK,
+    halo: int = HALO,
+    max_halo: int = MAX_HALO,
+) -> Iterator[int]:
+    """Decode maps (K, H, W) into `labels` (H, W), block by block.
+
+    Args:
+        maps: raw network output, in memory or memory-mapped.
+        config: the objective and its thresholds; `max_size_fraction` counts the whole image.
+        labels: integers, all 0 at the start; filled with 1…n.
+        block: side of a core, px.
+        halo: first width of the border around it, px; about the largest cell.
+        max_halo: a cell that needs more is taken as the largest halo shows it, with a warning.
+
+    Yields:
+        The number of cells so far, after each block.
+    """
+    size = (labels.shape[0], labels.shape[1])
+    count = 0
+    for core in blocks(size, block):
+        for y, x, mask in _decode_core(maps, config, core, size, halo, max_halo):
+            window = labels[y : y + mask.shape[0], x : x + mask.shape[1]]
+            free = mask & (window == 0)
+            if free.any():
+                count += 1
+                window[free] = count
+        yield count
+
+
+def _decode_core(
+    maps: Float32, config: ObjectiveConfig, core: Region, size: tuple[int, int], halo: int, max_halo: int
+) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+    """(top, left, mask) of each cell whose first pixel lies in the core."""
+    while True:
+        region = core.grown(halo, size)
+        objective = _objective_for(config, region, size)
+        part = np.ascontiguousarray(maps[(slice(None), *region.slices)])
+        labels = objective.decode(part)
+        boxes = ndimage.find_objects(labels)
+        if not _reaches_rim(labels, boxes, part, objective, config, core, region, size):
+            break
+        if halo >= max_halo:
+            log.warning(
+                f"a cell at y {core.y0}:{core.y1} x {core.x0}:{core.x1} is larger than {max_halo} px; it may be cut"
+            )
+            break
+        halo *= 2
+    for number, box in enumerate(boxes, start=1):
+        mask = labels[box] == number
+        top, left = region.y0 + box[0].start, region.x0 + box[1].start
+        first = left + int(mask[0].argmax())
+        if core.y0 <= top < core.y1 and core.x0 <= first < core.x1:
+            yield top, left, mask
+
+
+def _objective_for(config: ObjectiveConfig, region: Region, size: tuple[int, int]) -> Objective:
+    """The objective whose size limit is that of the whole image."""
+    fraction = min(1.0, config.max_size_fraction * size[0] * size[1] / region.area)
+    return build_objective(dataclasses.replace(config, max_size_fraction=fraction))
+
+
+def _reaches_rim(
+    labels: NDArray[np.int32],
+    boxes: list[Any],
+    maps: Float32,
+    objective: Objective,
+    config: ObjectiveConfig,
+    core: Region,
+    region: Region,
+    size: tuple[int, int],
+) -> bool:
+    """Whether something in the core goes on beyond the halo, so that it cannot be told from inside."""
+    if region == Region(0, size[0], 0, size[1]):
+        return False
+    inner = _inner(region, size)
+    core_y, core_x = slice(core.y0 - region.y0, core.y1 - region.y0), slice(core.x0 - region.x0, core.x1 - region.x0)
+    for number in np.unique(labels[core_y, core_x]):
+        if number and not _within(boxes[number - 1], inner):
+            return True
+    # A cell cut by the rim may have been dropped for its shape: its pixels are then cells' that have no label.
+    loose = foreground(maps, objective, config) & (labels == 0)
+    pieces, _ = ndimage.label(loose, structure=np.ones((3, 3), bool))
+    rim = pieces.copy()
+    rim[inner[0], inner[1]] = 0
+    beyond = np.intersect1d(np.unique(rim), np.unique(pieces[core_y, core_x]))
+    return bool((beyond > 0).any())
+
+
+def _inner(region: Region, size: tuple[int, int]) -> tuple[slice, slice]:
+    """What lies far enough from the region's rim, in its own coordinates; the image's rim counts as no rim."""
+    top = MARGIN if region.y0 > 0 else 0
+    left = MARGIN if region.x0 > 0 else 0
+    bottom = region.y1 - region.y0 - (MARGIN if region.y1 < size[0] else 0)
+    right = region.x1 - region.x0 - (MARGIN if region.x1 < size[1] else 0)
+    return slice(top, bottom), slice(left, right)
+
+
+def _within(box: Any, inner: tuple[slice, slice]) -> bool:
+    return all(part.start >= whole.start and part.stop <= whole.stop for part, whole in zip(box, inner, strict=True))
+
+
+def foreground(maps: Float32, objective: Objective, config: ObjectiveConfig) -> NDArray[np.bool_]:
+    """Pixels (H, W) that the objective takes for cells."""
+    limit = config.mask_threshold if config.kind == "distance" else config.threshold
+    return cell_probability(maps, objective) > limit
