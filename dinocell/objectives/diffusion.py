@@ -53,31 +53,25 @@ def run(cells: Cells, threads: int, function: Callable[..., None], *arguments: A
 
 def fill_heat(first: int, last: int, cells: Cells, steps: npt.NDArray[np.int64], heat: npt.NDArray[np.float64]) -> None:
     """Writes the heat of cells `first` … `last - 1` into `heat` (H, W) float64 (parity variant)."""
-    _heat_range(first, last, cells.labels, cells.numbers, cells.boxes, steps, heat)
+    nothing = np.empty((2, 0, 0), np.float32)
+    _solve_range(first, last, cells.labels, cells.numbers, cells.boxes, steps, True, heat, nothing)
 
 
 def fill_flows(
     first: int, last: int, cells: Cells, steps: npt.NDArray[np.int64], flows: npt.NDArray[np.float32]
 ) -> None:
     """Writes the leak-free flows of cells `first` … `last - 1` into `flows` (2, H, W) float32."""
-    _flows_range(first, last, cells.labels, cells.numbers, cells.boxes, steps, flows)
-
-
-def sum_errors(
-    first: int,
-    last: int,
-    cells: Cells,
-    steps: npt.NDArray[np.int64],
-    flows: npt.NDArray[np.float32],
-    errors: npt.NDArray[np.float64],
-) -> None:
-    """Sums |flow(cell) − flows|² over each of the cells into `errors` (n,), leak-free flows."""
-    _errors_range(first, last, cells.labels, cells.numbers, cells.boxes, steps, flows, errors)
+    nothing = np.empty((0, 0), np.float64)
+    _solve_range(first, last, cells.labels, cells.numbers, cells.boxes, steps, False, nothing, flows)
 
 
 @kernel
-def _mean(labels, number, box):  # type: ignore[no-untyped-def]
-    """Sums of the cell's coordinates in its box, and its pixels."""
+def _sources(labels, number, box, cellpose):  # type: ignore[no-untyped-def]
+    """Flat indices, in the zero-bordered box, of the pixels where the cell's heat starts.
+
+    Cellpose: the pixel nearest to the rounded centroid, first in reading order. Otherwise: all pixels nearest to the
+    centroid, a choice that turns and flips with the cell.
+    """
     sum_y = np.int64(0)
     sum_x = np.int64(0)
     count = np.int64(0)
@@ -87,33 +81,11 @@ def _mean(labels, number, box):  # type: ignore[no-untyped-def]
                 sum_y += y - box[0]
                 sum_x += x - box[2]
                 count += 1
-    return sum_y, sum_x, count
-
-
-@kernel
-def _cellpose_source(labels, number, box):  # type: ignore[no-untyped-def]
-    """Rounded centroid in box coordinates, snapped to the nearest pixel of the cell (first in reading order)."""
-    sum_y, sum_x, count = _mean(labels, number, box)
-    mean_y = _round_half_even(sum_y, count)
-    mean_x = _round_half_even(sum_x, count)
-    source = np.empty((1, 2), np.int64)
-    best = np.int64(2**62)
-    for y in range(box[1] - box[0]):
-        for x in range(box[3] - box[2]):
-            if labels[box[0] + y, box[2] + x] == number:
-                distance = (y - mean_y) ** 2 + (x - mean_x) ** 2
-                if distance < best:
-                    best = distance
-                    source[0, 0], source[0, 1] = y, x
-    return source
-
-
-@kernel
-def _nearest_sources(labels, number, box):  # type: ignore[no-untyped-def]
-    """All pixels of the cell nearest to its centroid, in box coordinates: the choice turns and flips with the cell."""
-    sum_y, sum_x, count = _mean(labels, number, box)
-    sources = np.empty((count, 2), np.int64)
-    found = 0
+    if cellpose:
+        sum_y = count * _round_half_even(sum_y, count)
+        sum_x = count * _round_half_even(sum_x, count)
+    found = np.empty(1 if cellpose else count, np.int64)
+    ties = 0
     best = np.inf
     for y in range(box[1] - box[0]):
         for x in range(box[3] - box[2]):
@@ -121,11 +93,11 @@ def _nearest_sources(labels, number, box):  # type: ignore[no-untyped-def]
                 distance = float(count * y - sum_y) ** 2 + float(count * x - sum_x) ** 2
                 if distance < best:
                     best = distance
-                    found = 0
-                if distance == best:
-                    sources[found, 0], sources[found, 1] = y, x
-                    found += 1
-    return sources[:found]
+                    ties = 0
+                if distance == best and ties < len(found):
+                    found[ties] = (y + 1) * (box[3] - box[2] + 2) + x + 1
+                    ties += 1
+    return found[:ties]
 
 
 @kernel
@@ -187,18 +159,18 @@ def _spread(vertical, ninth, heat, first, last, check):  # type: ignore[no-untyp
 
 
 @kernel
-def _load(labels, number, y0, y1, x0, x1, heat, vertical, ninth):  # type: ignore[no-untyped-def]
+def _load(labels, number, box, heat, vertical, ninth):  # type: ignore[no-untyped-def]
     """Zeroes the buffers and writes 1/9 inside the cell into `ninth`."""
-    width = x1 - x0 + 2
-    heat[:] = 0
-    vertical[:] = 0
-    ninth[:] = 0
-    for y in range(y0, y1):
-        row = ninth[(y - y0 + 1) * width + 1 : (y - y0 + 2) * width - 1]
-        line = labels[y, x0:x1]
-        for x in range(x1 - x0):
-            if line[x] == number:
-                row[x] = 1.0 / 9.0
+    width = box[3] - box[2] + 2
+    for i in range(heat.size):
+        heat[i] = 0.0
+        vertical[i] = 0.0
+        ninth[i] = 0.0
+    for y in range(box[0], box[1]):
+        row = (y - box[0] + 1) * width + 1 - box[2]
+        for x in range(box[2], box[3]):
+            if labels[y, x] == number:
+                ninth[row + x] = 1.0 / 9.0
 
 
 @kernel
@@ -207,10 +179,8 @@ def _solve(labels, number, box, steps, cellpose, buffers):  # type: ignore[no-un
     width = box[3] - box[2] + 2
     size = (box[1] - box[0] + 2) * width
     heat, vertical, ninth = buffers[0, :size], buffers[1, :size], buffers[2, :size]
-    pixels = _cellpose_source(labels, number, box) if cellpose else _nearest_sources(labels, number, box)
-    sources = (pixels[:, 0] + 1) * width + pixels[:, 1] + 1
-    _load(labels, number, box[0], box[1], box[2], box[3], heat, vertical, ninth)
-    _diffuse(heat, vertical, ninth, width, sources, steps)
+    _load(labels, number, box, heat, vertical, ninth)
+    _diffuse(heat, vertical, ninth, width, _sources(labels, number, box, cellpose), steps)
     return width
 
 
@@ -240,16 +210,21 @@ def _box_flow(heat, width, i):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _heat_range(first, last, labels, numbers, boxes, steps, heat):  # type: ignore[no-untyped-def]
+def _solve_range(first, last, labels, numbers, boxes, steps, cellpose, heat, flows):  # type: ignore[no-untyped-def]
+    """Heat (parity variant) or flows (leak-free) of a range of cells; one kernel, as the solver is slow to compile."""
     buffers = _workspace(first, last, boxes)
     for k in range(first, last):
         box = boxes[k]
-        width = _solve(labels, numbers[k], box, steps[k], True, buffers)
+        width = _solve(labels, numbers[k], box, steps[k], cellpose, buffers)
         for y in range(box[0], box[1]):
             row = (y - box[0] + 1) * width + 1 - box[2]
             for x in range(box[2], box[3]):
-                if buffers[2, row + x] > 0:
+                if buffers[2, row + x] == 0:
+                    continue
+                if cellpose:
                     heat[y, x] = buffers[0, row + x]
+                else:
+                    flows[0, y, x], flows[1, y, x] = _box_flow(buffers[0], width, row + x)
 
 
 @kernel
@@ -285,27 +260,11 @@ def heat_errors(labels, index, heat, flows, errors):  # type: ignore[no-untyped-
 
 
 @kernel
-def _flows_range(first, last, labels, numbers, boxes, steps, flows):  # type: ignore[no-untyped-def]
-    buffers = _workspace(first, last, boxes)
-    for k in range(first, last):
-        box = boxes[k]
-        width = _solve(labels, numbers[k], box, steps[k], False, buffers)
-        for y in range(box[0], box[1]):
-            row = (y - box[0] + 1) * width + 1 - box[2]
-            for x in range(box[2], box[3]):
-                if buffers[2, row + x] > 0:
-                    flows[0, y, x], flows[1, y, x] = _box_flow(buffers[0], width, row + x)
-
-
-@kernel
-def _errors_range(first, last, labels, numbers, boxes, steps, flows, errors):  # type: ignore[no-untyped-def]
-    buffers = _workspace(first, last, boxes)
-    for k in range(first, last):
-        box = boxes[k]
-        width = _solve(labels, numbers[k], box, steps[k], False, buffers)
-        for y in range(box[0], box[1]):
-            row = (y - box[0] + 1) * width + 1 - box[2]
-            for x in range(box[2], box[3]):
-                if buffers[2, row + x] > 0:
-                    dy, dx = _box_flow(buffers[0], width, row + x)
-                    errors[k] += (dy - flows[0, y, x]) ** 2 + (dx - flows[1, y, x]) ** 2
+def flow_differences(labels, index, own, flows, errors):  # type: ignore[no-untyped-def]
+    """Sums |own − flows|² over each cell into `errors` (n,) (leak-free variant)."""
+    height, width = labels.shape
+    for y in range(height):
+        for x in range(width):
+            if labels[y, x] > 0:
+                dy, dx = own[0, y, x] - flows[0, y, x], own[1, y, x] - flows[1, y, x]
+                errors[index[labels[y, x]]] += dy * dy + dx * dx

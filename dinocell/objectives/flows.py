@@ -62,7 +62,8 @@ def flow_errors(cells: Cells, flows: Array, variant: Variant = "cellpose", threa
     """Mean squared difference between each cell's own target flow and `flows` (2, H, W) at unit scale → (n,)."""
     errors = np.zeros(len(cells.numbers), np.float64)
     if variant == "leak_free":
-        diffusion.run(cells, threads, diffusion.sum_errors, cells, diffusion.iterations(cells, False), flows, errors)
+        own = masks_to_flows(cells.labels, variant, threads)
+        diffusion.flow_differences(cells.labels, cells.index, own, flows, errors)
     else:
         diffusion.heat_errors(cells.labels, cells.index, _heat(cells, threads), flows, errors)
     return errors / cells.areas

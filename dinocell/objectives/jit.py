@@ -16,7 +16,7 @@ def kernel(function: Kernel) -> Kernel:
     A read-only install without a writable user cache has no place for the cache: the kernel is then compiled in
     each process (seconds) instead of failing at import.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba: "no locator available", no writable cache folder

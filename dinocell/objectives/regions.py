@@ -31,7 +31,7 @@ def split_fragments(labels: Labels) -> Labels:
     """
     if labels.size == 0:
         return labels
-    starts, rows, parents = _regions(labels)
+    starts, _, parents = _regions(labels)
     roots = np.flatnonzero(parents == np.arange(len(parents)))
     numbers = labels.ravel()[starts[roots]]
     roots, numbers = roots[numbers > 0], numbers[numbers > 0]
