@@ -50,7 +50,7 @@ def make_image(seed: int, size: int = 256, modality: Modality = "phase") -> tupl
     layout = draw_layout(
         rng,
         size + 2 * _MARGIN,
-        diameter=float(rng.uniform(26, 40)),
+        diameter=float(rng.uniform(29, 43)),
         coverage=coverage,
         clustering=float(rng.uniform(0.3, 0.9)),
     )
@@ -64,7 +64,7 @@ def make_image(seed: int, size: int = 256, modality: Modality = "phase") -> tupl
         case _:
             assert_never(modality)
     inner = slice(_MARGIN, _MARGIN + size)
-    strength = {"phase": 0.16, "brightfield": 0.09, "fluorescence": 0.25}[modality]
+    strength = {"phase": 0.16, "brightfield": 0.12, "fluorescence": 0.25}[modality]
     light = light[inner, inner] * _illumination(rng, size, strength)
     image = _camera(rng, light, fluorescence=modality == "fluorescence")
     return image, crop_layout(layout, _MARGIN).labels
@@ -118,9 +118,9 @@ def _illumination(rng: np.random.Generator, size: int, strength: float) -> Float
 
 def _camera(rng: np.random.Generator, light: Float, *, fluorescence: bool) -> Image:
     """Photon and read-out noise, then 8, 12 or 16 bits."""
-    photons = rng.uniform(80, 500) if fluorescence else rng.uniform(1600, 6000)
+    photons = rng.uniform(80, 500) if fluorescence else rng.uniform(2000, 8000)
     noisy = rng.poisson(light * photons).astype(np.float32) / photons
-    noisy += np.float32(rng.uniform(0.002, 0.01)) * rng.standard_normal(light.shape, dtype=np.float32)
+    noisy += np.float32(rng.uniform(0.001, 0.006)) * rng.standard_normal(light.shape, dtype=np.float32)
     exposure = rng.uniform(0.55, 0.9) / float(np.percentile(noisy, 99.9)) if fluorescence else rng.uniform(0.35, 0.55)
     offset = rng.uniform(0.005, 0.03)
     value = np.clip(noisy * exposure + offset, 0, 1)

@@ -39,9 +39,9 @@ def render_brightfield(rng: np.random.Generator, layout: Layout) -> Float:
     """
     phase = _phase_image(rng, layout, granularity=rng.uniform(0.15, 0.35))
     phase = phase + 0.5 * _debris(rng, phase.shape, 5e-4)
-    sharp, soft = _blur(phase, rng.uniform(0.7, 1.1)), _blur(phase, rng.uniform(1.8, 3.2))
-    sign = 1.0 if rng.random() < 0.5 else -1.0
-    image = 1 + sign * rng.uniform(0.5, 0.7) * (sharp - soft) - rng.uniform(0.0, 0.09) * sharp
+    sharp, soft = _blur(phase, rng.uniform(0.7, 1.1)), _blur(phase, rng.uniform(2.2, 4.5))
+    sign = 1.0 if rng.random() < 0.3 else -1.0
+    image = 1 + sign * rng.uniform(0.45, 0.7) * (sharp - soft) - rng.uniform(0.0, 0.06) * sharp
     image += _out_of_focus(rng, image.shape, 0.05) + _dust_rings(rng, image.shape)
     image += 0.008 * fractal_noise(rng, image.shape, 32)
     return _blur(image.astype(np.float32), 0.5)
@@ -49,7 +49,7 @@ def render_brightfield(rng: np.random.Generator, layout: Layout) -> Float:
 
 def render_fluorescence(rng: np.random.Generator, layout: Layout) -> Float:
     """Stained nuclei or cell bodies of very different brightness, texture, haze and light from other planes."""
-    brightness = layout.per_cell(np.clip(rng.lognormal(-0.35, 0.55, layout.count), 0.18, 2.2))
+    brightness = layout.per_cell(np.clip(rng.lognormal(-0.3, 0.5, layout.count), 0.25, 2.2))
     texture = 0.5 * fractal_noise(rng, layout.labels.shape, 5) + 0.5 * fractal_noise(rng, layout.labels.shape, 12)
     if rng.random() < 0.5:
         body = _nuclear_stain(rng, layout, texture)

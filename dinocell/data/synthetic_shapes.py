@@ -127,7 +127,7 @@ def clean_labels(labels: Labels) -> Labels:
 
 def _shape_family(rng: np.random.Generator) -> NDArray[np.float64]:
     """Probabilities of the shapes: mostly one kind per field, as in a culture of one cell line."""
-    weights = np.full(len(SHAPES), 0.12)
+    weights = np.full(len(SHAPES), 0.15)
     weights[int(rng.integers(len(SHAPES)))] = 1.0
     return np.asarray(weights / weights.sum())
 
@@ -149,7 +149,7 @@ def _draw_cell(rng: np.random.Generator, shape: Shape, diameter: float, position
         "round": (rng.uniform(1.0, 1.2), 0.0, 0.0, 0.03),
         "elongated": (rng.uniform(1.6, 2.6), rng.uniform(-0.14, 0.14), 0.0, 0.035),
         "lobed": (rng.uniform(1.0, 1.8), rng.uniform(-0.15, 0.15), 0.0, 0.12),
-        "spindle": (rng.uniform(2.3, 3.6), rng.uniform(-0.2, 0.2), rng.uniform(0.2, 0.5), 0.05),
+        "spindle": (rng.uniform(2.1, 3.2), rng.uniform(-0.2, 0.2), rng.uniform(0.15, 0.45), 0.05),
     }[shape]
     # Amplitudes fall steeply with the order: strong high orders turn cells into stars.
     orders = (1, 2, 3, 4, 5, 6, 7)
