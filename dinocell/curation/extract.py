@@ -15,7 +15,7 @@ import numpy as np
 from dinocell.config import to_dict
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.duplicates import encode, pixel_hash, thumbnail
-from dinocell.curation.filters import Gray, Plane, Rejection, check_crop, check_plane, score_crop
+from dinocell.curation.filters import Gray, Plane, Rejection, check_crop, check_plane, halve, score_crop
 from dinocell.curation.focus import best_crops
 from dinocell.curation.manifest import Row
 from dinocell.curation.sources import Source
@@ -128,9 +128,10 @@ def _keep(row: Row, crop: Gray, config: CurateConfig) -> Found:
     coded = cv2.imencode(".png", crop)[1].tobytes()
     atomic_write_bytes(Path(config.out, row.crop), coded)
     sheet = f"{STATE}/sheet/{row.crop.removeprefix(f'{CROPS}/')}.jpg"
-    _write_sheet_picture(Path(config.out, sheet), crop)
+    half = halve(crop)
+    _write_sheet_picture(Path(config.out, sheet), half)
     row = replace(row, status="kept")
-    return Found(row=row, pixels=pixel_hash(crop), small=encode(thumbnail(crop)), sheet=sheet)
+    return Found(row=row, pixels=pixel_hash(crop), small=encode(thumbnail(half)), sheet=sheet)
 
 
 def _reject(
@@ -150,7 +151,7 @@ def _write_sheet_picture(path: Path, gray: Gray) -> None:
 
 def _modality(crop: Gray) -> str:
     """A guess, no more: mostly dark is taken for fluorescence, the rest for transmitted light."""
-    return "fluorescence" if float(np.median(crop[::4, ::4])) < DARK else "transmitted"
+    return "fluorescence" if float(np.median(crop[::8, ::8])) < DARK else "transmitted"
 
 
 def _sha256(path: Path) -> str:

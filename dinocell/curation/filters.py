@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocell.curation.config import FilterConfig
+from dinocell.data.jit import compiled
 
 Plane = npt.NDArray[Any]
 Gray = npt.NDArray[np.uint8]
@@ -78,19 +79,24 @@ def check_crop(scores: CropScores, limits: FilterConfig) -> Rejection | None:
 def score_crop(crop: Gray) -> CropScores:
     """Focus, structure and occupancy of an 8-bit crop (H, W), both sides at least one block.
 
-    Focus is the variance of the Laplacian after a 2 px Gaussian, so that camera noise is not taken for detail.
+    Focus is the variance of the Laplacian at half size after a 1 px Gaussian, so that camera noise is not detail.
     Structure is the variance of block means about a smooth background, relative to that of white noise with the
     blocks' inner variance: 1 for noise. Occupied is the share of blocks whose contrast is 1.5 × the noise
     (Immerkær, Comput. Vis. Image Underst. 64, 300 (1996)) or more.
     """
-    values = crop.astype(np.float32)
-    smooth = cv2.GaussianBlur(values, (11, 11), 2)
+    smooth = cv2.GaussianBlur(halve(crop).astype(np.float32), (7, 7), 1)
     focus = float(cv2.meanStdDev(cv2.Laplacian(smooth, cv2.CV_32F, ksize=1))[1][0, 0]) ** 2
-    means, variances = _blocks(values)
-    inner = max(float(variances.mean(dtype=np.float64)), 1e-3)
+    means, variances = _blocks(crop)
+    inner = max(float(variances.mean()), 1e-3)
     structure = float(np.var(_without_background(means))) * BLOCK**2 / inner
-    occupied = float((np.sqrt(variances) > 1.5 * max(_noise(values), 2 / 1.5)).mean())
+    occupied = float((np.sqrt(variances) > max(1.5 * _noise(crop), 2.0)).mean())
     return CropScores(focus=focus, structure=structure, occupied=occupied)
+
+
+def halve(crop: Gray) -> Gray:
+    """Crop at half size, by area."""
+    size = max(crop.shape[1] // 2, 1), max(crop.shape[0] // 2, 1)
+    return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _levels(plane: Plane, counts: Counts | None) -> tuple[Plane, Counts]:
@@ -112,27 +118,51 @@ def _saturated(plane: Plane, values: Plane, counts: Counts) -> float:
     return float(counts[-1] / counts.sum()) if clips else 0.0
 
 
-def _blocks(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+@compiled
+def _blocks(crop: Gray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Mean and variance of every whole 16 px block."""
-    rows, columns = (side // BLOCK for side in values.shape)
-    size = (columns, rows)
-    whole = values[: rows * BLOCK, : columns * BLOCK]
-    means = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), dtype=np.float32)
-    squares = np.asarray(cv2.resize(whole * whole, size, interpolation=cv2.INTER_AREA), dtype=np.float32)
-    return means, np.maximum(squares - means * means, 0)
+    rows, columns = crop.shape[0] // BLOCK, crop.shape[1] // BLOCK
+    means = np.empty((rows, columns))
+    variances = np.empty((rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            total, square = np.int64(0), np.int64(0)
+            for y in range(row * BLOCK, (row + 1) * BLOCK):
+                for x in range(column * BLOCK, (column + 1) * BLOCK):
+                    value = np.int64(crop[y, x])
+                    total += value
+                    square += value * value
+            mean = total / BLOCK**2
+            means[row, column] = mean
+            variances[row, column] = square / BLOCK**2 - mean * mean
+    return means, variances
 
 
-def _without_background(means: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _without_background(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Block means minus their best quadratic surface: uneven light is no structure."""
     if means.size < 16:
-        return means.astype(np.float64)
-    y, x = (axis.ravel() for axis in np.mgrid[-1 : 1 : means.shape[0] * 1j, -1 : 1 : means.shape[1] * 1j])
-    terms = np.stack([np.ones_like(y), y, x, y * y, x * y, x * x], axis=1)  # [blocks, 6]
-    flat = means.ravel().astype(np.float64)
-    solution = np.linalg.lstsq(terms, flat, rcond=None)[0]
-    return np.asarray(flat - terms @ solution)
+        return means
+    y, x = np.linspace(-1, 1, means.shape[0])[:, None], np.linspace(-1, 1, means.shape[1])[None, :]
+    parts = (np.ones((1, 1)), y, x, y * y, y * x, x * x)
+    terms = np.stack([np.broadcast_to(part, means.shape).ravel() for part in parts])  # [6, blocks]
+    flat = means.ravel()
+    # Normal equations: six well-conditioned terms, twenty times faster than a general least squares.
+    solution = np.linalg.lstsq(terms @ terms.T, terms @ flat, rcond=None)[0]
+    return np.asarray(flat - solution @ terms)
 
 
-def _noise(values: npt.NDArray[np.float32]) -> float:
-    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float32)
-    return cv2.norm(cv2.filter2D(values, -1, kernel), cv2.NORM_L1) / values.size * (np.pi / 2) ** 0.5 / 6
+def _noise(crop: Gray) -> float:
+    return float(_noise_sum(crop) / crop.size * (np.pi / 2) ** 0.5 / 6)
+
+
+@compiled
+def _noise_sum(crop: Gray) -> np.int64:
+    """Sum of the absolute response to [1 −2 1; −2 4 −2; 1 −2 1] over the inner pixels."""
+    total = np.int64(0)
+    for y in range(1, crop.shape[0] - 1):
+        for x in range(1, crop.shape[1] - 1):
+            above = np.int64(crop[y - 1, x - 1]) - 2 * np.int64(crop[y - 1, x]) + np.int64(crop[y - 1, x + 1])
+            here = np.int64(crop[y, x - 1]) - 2 * np.int64(crop[y, x]) + np.int64(crop[y, x + 1])
+            below = np.int64(crop[y + 1, x - 1]) - 2 * np.int64(crop[y + 1, x]) + np.int64(crop[y + 1, x + 1])
+            total += abs(above - 2 * here + below)
+    return total

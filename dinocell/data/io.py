@@ -87,8 +87,8 @@ def _read_picture(file: Path, max_bytes: int) -> ImageFile:
         return ImageFile(array=array, axes="YX", axes_source="metadata")
     if array.shape[2] == 1:
         return ImageFile(array=array[..., 0], axes="YX", axes_source="metadata")
-    order = [2, 1, 0, 3][: array.shape[2]]  # cv2 gives BGR(A)
-    return ImageFile(array=np.ascontiguousarray(array[..., order]), axes="YXS", axes_source="metadata")
+    upright = cv2.COLOR_BGR2RGB if array.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    return ImageFile(array=cv2.cvtColor(array, upright), axes="YXS", axes_source="metadata")
 
 
 def picture_header(head: bytes, tail: bytes, where: Path) -> tuple[int, int, int]:

@@ -106,13 +106,18 @@ def scale_to_uint8(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDA
 
 
 def _look_up(table: npt.NDArray[np.uint8], gray: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """table[gray], in row blocks because numpy widens 16-bit indices to 64 bit."""
+    """table[gray] without numpy's widening of the indices to 64 bit."""
     if gray.dtype == np.uint8:
         return np.asarray(cv2.LUT(gray, table), dtype=np.uint8)
+    return _look_up_16(table, gray)
+
+
+@compiled
+def _look_up_16(table: npt.NDArray[np.uint8], gray: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     out = np.empty(gray.shape, dtype=np.uint8)
-    rows = max(BLOCK_PIXELS // max(gray.shape[1], 1), 1)
-    for start in range(0, gray.shape[0], rows):
-        np.take(table, gray[start : start + rows], out=out[start : start + rows], mode="clip")
+    for y in range(gray.shape[0]):
+        for x in range(gray.shape[1]):
+            out[y, x] = table[gray[y, x]]
     return out
 
 
