@@ -21,7 +21,8 @@ def image_flops(config: PretrainConfig, backbone: VisionTransformer) -> float:
     kept_global = drop_path_subset(2 * batch, model.drop_path) / batch
     kept_local = drop_path_subset(augment.local_crops * batch, model.drop_path) / batch if augment.local_crops else 0.0
     large, small = (
-        flops(backbone, torch.zeros(1, model.in_channels, side, side)) for side in (augment.global_size, augment.local_size)
+        flops(backbone, torch.zeros(1, model.in_channels, side, side))
+        for side in (augment.global_size, augment.local_size)
     )
     student = 3 * (kept_global * large + kept_local * small)
     masked_patches = sum(config.mask.ratio) / 2 * config.mask.probability * 2

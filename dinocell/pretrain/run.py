@@ -198,9 +198,7 @@ class Trainer:
         self.model.student["backbone"].requires_grad_(trainable)
         if self.world.world_size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            self.engine = DistributedDataParallel(
-                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.engine = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
 
     def _skip(self, metrics: dict[str, float], files: list[str]) -> None:
         """Count a step whose loss or gradient was not finite, keep its file names, and stop after too many."""

@@ -35,7 +35,9 @@ class BlockDiagonal:
     @classmethod
     def from_tensor_list(cls, tensors):
         lengths = [t.shape[1] for t in tensors for _ in range(t.shape[0])]
-        return cls(lengths, [t.shape[0] for t in tensors]), torch.cat([t.reshape(1, -1, t.shape[-1]) for t in tensors], 1)
+        return cls(lengths, [t.shape[0] for t in tensors]), torch.cat(
+            [t.reshape(1, -1, t.shape[-1]) for t in tensors], 1
+        )
 
     def split(self, x):
         parts, first, at = [], 0, 0
@@ -95,7 +97,9 @@ def losses():
     masks[0, :5], masks[3, 2:9], masks[6, 15] = True, True, True
     count = int(masks.sum())
     weights = (1 / masks.sum(-1).clamp(min=1.0)).unsqueeze(-1).expand_as(masks)[masks]
-    patch_targets = ibot.sinkhorn_knopp_teacher(numbers("patch teacher", (count, prototypes)), 0.05, torch.tensor([count]))
+    patch_targets = ibot.sinkhorn_knopp_teacher(
+        numbers("patch teacher", (count, prototypes)), 0.05, torch.tensor([count])
+    )
     center = DINOLoss(prototypes)
     center.update_center(teacher_scores)
     softmax = center.softmax_center_teacher(teacher_scores, 0.05)
@@ -107,7 +111,9 @@ def losses():
         "dino_local": float(dino(local_logits.chunk(local), targets) / pairs),
         # upstream swaps the teacher's crops before centring
         "dino_global": float(dino([global_logits], [targets.flip(0).flatten(0, 1)]) * 2 / pairs),
-        "ibot": float(ibot.forward_masked(numbers("patch student", (count, prototypes)), patch_targets, masks, count, weights)),
+        "ibot": float(
+            ibot.forward_masked(numbers("patch student", (count, prototypes)), patch_targets, masks, count, weights)
+        ),
         "koleo": float(koleo(numbers("cls", (6, 24)))),
     }
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dinocell.errors import ConfigError
+from dinocell.models import ViTConfig
 from dinocell.pretrain.config import (
     AugmentConfig,
     DataConfig,
@@ -15,7 +16,6 @@ from dinocell.pretrain.config import (
     OptimConfig,
     PretrainConfig,
 )
-from dinocell.models import ViTConfig
 from dinocell.pretrain.data import Batch, Collate, CropDataset, MicroBatches, find_images, make_loader, read_gray
 
 CPU = torch.device("cpu")

@@ -111,7 +111,10 @@ def test_masks_equal_upstream_bit_for_bit(golden: dict[str, Any]) -> None:
 
 def test_schedules_equal_upstream(golden: dict[str, Any]) -> None:
     config = PretrainConfig(
-        output_dir="unused", data=DataConfig(root=("unused",)), optim=OptimConfig(epoch_steps=10), teacher=TeacherConfig()
+        output_dir="unused",
+        data=DataConfig(root=("unused",)),
+        optim=OptimConfig(epoch_steps=10),
+        teacher=TeacherConfig(),
     )
     peak = scaled_learning_rate(config.optim.base_lr, 128, "sqrt_1024")
     recorded = golden["schedules"]
@@ -168,7 +171,12 @@ def test_three_training_steps_equal_upstream(golden: dict[str, Any]) -> None:
         optimizer.step()
         model.update_teacher(0.9)
         for term in ("dino_local", "dino_global", "ibot", "koleo"):
-            assert float(output.losses[term].detach()) == pytest.approx(expected[term], rel=1e-5, abs=1e-6), (step, term)
+            assert float(output.losses[term].detach()) == pytest.approx(expected[term], rel=1e-5, abs=1e-6), (
+                step,
+                term,
+            )
         assert norms == pytest.approx(expected["grad_norms"], rel=1e-5), step
         for part, name in ((model.student, "student_sum"), (model.teacher, "teacher_sum")):
-            assert sum(float(p.detach().double().abs().sum()) for p in part.parameters()) == pytest.approx(expected[name], rel=2e-7)
+            assert sum(float(p.detach().double().abs().sum()) for p in part.parameters()) == pytest.approx(
+                expected[name], rel=2e-7
+            )

@@ -53,7 +53,9 @@ def test_softmax_centre_forgets_a_skipped_step() -> None:
 def test_uniform_predictions_cost_log_prototypes(local: int) -> None:
     """All weights together are 1: local and global terms of a know-nothing student add up to log K."""
     teacher = torch.softmax(torch.randn(2, 3, 32), dim=-1)
-    total = dino_local_loss(torch.zeros(local, 3, 32), teacher) + dino_global_loss(torch.zeros(2, 3, 32), teacher, local)
+    total = dino_local_loss(torch.zeros(local, 3, 32), teacher) + dino_global_loss(
+        torch.zeros(2, 3, 32), teacher, local
+    )
     assert float(total) == pytest.approx(math.log(32), rel=1e-5)
 
 
