@@ -23,9 +23,11 @@ from dinocell.inference.api import find_model
 from dinocell.inference.naming import unique_stems, without_results
 from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
 from dinocell.inference.planes import InputPlane, count_planes, iter_planes, open_image
+from dinocell.inference.result import SegmentationResult
 from dinocell.inference.segment import Job, Segmenter, SegmentOptions, merge_options
 
 SUMMARY_NAME = "summary.csv"
+AHEAD_BYTES = 2**28
 T = TypeVar("T")
 
 
@@ -138,6 +140,15 @@ class _Opened:
     planes: int
     images: Iterator[InputPlane]
     outcome: Outcome | None = None
+    deferred: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Large:
+    """A plane for `Segmenter.segment_large`, alone and in its turn."""
+
+    plane: InputPlane
+    about: dict[str, Any]
 
 
 class _Run:
@@ -180,11 +191,13 @@ class _Run:
         tasks = (partial(self._open, file, stem) for file, stem in zip(files, stems, strict=True))
         yield from _ahead(pool, tasks, self.workers)
 
-    def _open(self, file: Path, stem: str) -> _Opened:
+    def _open(self, file: Path, stem: str, now: bool = False) -> _Opened:
         about: dict[str, Any] = {"file": file, "plane": "", "stem": stem}
         if self._skips(stem):
             return _Opened(file, stem, 1, iter(()), Outcome(**about, status="skipped"))
         try:
+            if file.stat().st_size > AHEAD_BYTES and not now:
+                return _Opened(file, stem, 1, iter(()), deferred=True)
             image = open_image(file, self.options.axes)
             return _Opened(file, stem, count_planes(image), iter_planes(image, self.options.channel))
         except Exception as error:  # whatever a reader raises on a bad file must not stop the others
@@ -203,8 +216,10 @@ class _Run:
             yield from self._collect(2 * self.workers)
         yield from self._collect(0)
 
-    def _preparations(self, opened: Iterable[_Opened]) -> Iterator[Callable[[], Job | Outcome]]:
-        for entry in opened:
+    def _preparations(self, opened: Iterable[_Opened]) -> Iterator[Callable[[], Job | _Large | Outcome]]:
+        for found in opened:
+            # Several large images must not be in memory at a time: they are read when their turn comes.
+            entry = self._open(found.file, found.stem, now=True) if found.deferred else found
             if entry.outcome is not None:
                 yield partial(_same, entry.outcome)
                 continue
@@ -219,27 +234,38 @@ class _Run:
                 about |= {"plane": plane.name, "stem": f"{entry.stem}_{plane.name}" if plane.name else entry.stem}
                 yield partial(self._prepare, plane, about)
 
-    def _prepare(self, plane: InputPlane, about: dict[str, Any]) -> Job | Outcome:
+    def _prepare(self, plane: InputPlane, about: dict[str, Any]) -> Job | _Large | Outcome:
         if self._skips(about["stem"]):
             return Outcome(**about, status="skipped")
+        if self.segmenter.is_large(plane, self.options):
+            return _Large(plane, about)
         try:
             return dataclasses.replace(self.segmenter.prepare(plane, self.options), tag=about)
         except Exception as error:  # as in _open
             return Outcome(**about, status="failed", reason=_reason(error))
 
-    def _jobs(self, prepared: Iterable[Job | Outcome]) -> Iterator[Job]:
+    def _jobs(self, prepared: Iterable[Job | _Large | Outcome]) -> Iterator[Job]:
         for entry in prepared:
             if isinstance(entry, Outcome):
                 self.settled.append(entry)
+            elif isinstance(entry, _Large):
+                self.settled.append(self._finish_large(entry))
             else:
                 yield entry
 
     def _finish(self, job: Job, maps: Any) -> Outcome:
-        about: dict[str, Any] = job.tag
+        return self._save(job.tag, lambda: self.segmenter.finish(job, maps, self.options))
+
+    def _finish_large(self, entry: _Large) -> Outcome:
+        log.info(f"{entry.about['file']}: {' × '.join(map(str, entry.plane.gray.shape))} px, in bounded memory")
+        self.out.mkdir(parents=True, exist_ok=True)
+        return self._save(entry.about, lambda: self.segmenter.segment_large(entry.plane, self.options, self.out))
+
+    def _save(self, about: dict[str, Any], segment: Callable[[], SegmentationResult]) -> Outcome:
         try:
-            result = self.segmenter.finish(job, maps, self.options)
+            result = segment()
             save_result(result, self.out, about["stem"], self.formats, str(about["file"].absolute()))
-            return Outcome(**about, status="done", cells=result.count, reason="; ".join(job.notes))
+            return Outcome(**about, status="done", cells=result.count, reason="; ".join(result.notes))
         except Exception as error:  # as in _open
             return Outcome(**about, status="failed", reason=_reason(error))
 

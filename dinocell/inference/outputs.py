@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import uuid
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,7 +41,9 @@ SUFFIXES: dict[Format, str] = {
 
 CELLPOSE_FLOW_SCALE = 5.0
 CELLPOSE_LOGIT_LIMIT = 6.0
-BIG_TIFF_BYTES = 2**31
+STREAM_BYTES = 2**27
+TILE = 512
+PICTURE_PIXELS = 2**26
 
 
 def check_formats(save: Sequence[str]) -> tuple[Format, ...]:
@@ -81,7 +85,10 @@ def save_result(
     table = result.table() if {"csv", "geojson"} & set(formats) else None
     for name, path in output_paths(directory, stem, formats).items():
         try:
-            atomic_write_bytes(path, _encode(name, result, table, source))
+            if name == "labels" and result.labels.nbytes > STREAM_BYTES:
+                _stream_label_tiff(path, result.labels, result.plane.pixel_size)
+            else:
+                atomic_write_bytes(path, _encode(name, result, table, source))
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
         written.append(path)
@@ -93,7 +100,8 @@ def _encode(name: Format, result: SegmentationResult, table: pd.DataFrame | None
         case "labels":
             return label_tiff(result.labels, result.plane.pixel_size)
         case "overlay":
-            return _png(overlay(result.plane.display, result.labels))
+            step = _picture_step(result)
+            return _png(overlay(result.plane.display[::step, ::step], result.labels[::step, ::step]))
         case "outlines":
             return _png(_yellow_outlines(result))
         case "csv":
@@ -115,21 +123,50 @@ def _encode(name: Format, result: SegmentationResult, table: pd.DataFrame | None
 
 def label_tiff(labels: NDArray[Any], pixel_size: float | None) -> bytes:
     """Labels as zlib OME-TIFF: uint16, or uint32 past 65,535; the pixel size in µm as OME metadata and TIFF tags."""
-    options: dict[str, Any] = {"metadata": {"axes": "YX"}}
+    file = io.BytesIO()
+    tifffile.imwrite(file, labels, **_tiff_options(pixel_size))
+    return file.getvalue()
+
+
+def _tiff_options(pixel_size: float | None) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"axes": "YX"}
+    options: dict[str, Any] = {"ome": True, "compression": "zlib", "photometric": "minisblack", "metadata": metadata}
     if pixel_size:
-        options["metadata"] |= {"PhysicalSizeX": pixel_size, "PhysicalSizeY": pixel_size}
+        metadata |= {"PhysicalSizeX": pixel_size, "PhysicalSizeY": pixel_size}
         # ImageJ opens OME-TIFF without Bio-Formats too, and then knows only these tags.
         options |= {"resolution": (1e4 / pixel_size, 1e4 / pixel_size), "resolutionunit": "CENTIMETER"}
-    file = io.BytesIO()
-    big = labels.nbytes > BIG_TIFF_BYTES
-    tifffile.imwrite(file, labels, ome=True, bigtiff=big, compression="zlib", photometric="minisblack", **options)
-    return file.getvalue()
+    return options
+
+
+def _stream_label_tiff(path: Path, labels: NDArray[Any], pixel_size: float | None) -> None:
+    """A large label image as tiled BigTIFF, tile by tile, under its final name only once it is whole."""
+
+    def tiles() -> Iterator[NDArray[Any]]:
+        for y in range(0, labels.shape[0], TILE):
+            for x in range(0, labels.shape[1], TILE):
+                part = labels[y : y + TILE, x : x + TILE]
+                yield np.pad(part, [(0, TILE - part.shape[0]), (0, TILE - part.shape[1])])
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    layout: dict[str, Any] = {"shape": labels.shape, "dtype": labels.dtype, "tile": (TILE, TILE), "bigtiff": True}
+    try:
+        tifffile.imwrite(temporary, tiles(), **layout, **_tiff_options(pixel_size))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _picture_step(result: SegmentationResult) -> int:
+    """Every how many pixels pictures of large images are drawn: viewers refuse PNGs of gigapixels."""
+    return math.ceil(math.sqrt(result.labels.size / PICTURE_PIXELS))
 
 
 def _yellow_outlines(result: SegmentationResult) -> NDArray[np.uint8]:
     """The picture in gray with every outline in yellow, one pixel wide: for figures."""
-    rgb = to_rgb(result.plane.gray if result.plane.gray.dtype != np.bool_ else result.plane.gray.astype(np.uint8))
-    rgb[contours(result.labels)] = (255, 220, 0)
+    step = _picture_step(result)
+    rgb = to_rgb(result.plane.gray[::step, ::step])
+    rgb[contours(result.labels[::step, ::step])] = (255, 220, 0)
     return rgb
 
 

@@ -59,7 +59,19 @@ class SegmentationResult:
 
     def table(self) -> pd.DataFrame:
         """One row a cell: see `dinocell.inference.table.cell_table`."""
-        return cell_table(self.labels, self.plane.channels, self.probability, self.plane.pixel_size)
+        probability = self.probability if self.maps is None else _Probability(self.maps, self.objective)
+        return cell_table(self.labels, self.plane.channels, probability, self.plane.pixel_size)
+
+
+class _Probability:
+    """`cell_probability` of the rows asked for, so that measuring a large image never holds all of it."""
+
+    def __init__(self, maps: Float32, objective: Objective) -> None:
+        self._maps, self._objective = maps, objective
+        self.shape: tuple[int, ...] = maps.shape[1:]
+
+    def __getitem__(self, rows: slice) -> Float32:
+        return cell_probability(self._maps[:, rows], self._objective)
 
 
 def cell_probability(maps: Float32, objective: Objective) -> Float32:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.data.jit import compiled
 from dinocell.data.preprocess import BINS, PreprocessConfig, percentiles
 
 STEP = 1024
@@ -119,7 +119,7 @@ def _table(counts: NDArray[np.int64], limit: int, pixels: int) -> Float32:
     return (np.cumsum(counts) / pixels).astype(np.float32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _apply_tables(unit: Float32, tables: Float32, tile_h: int, tile_w: int, top: int, left: int) -> Float32:
     """Interpolate between the tables of the four nearest tiles; the region's corner lies at (top, left)."""
     rows, columns, bins = tables.shape

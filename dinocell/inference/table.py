@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -24,10 +24,19 @@ _PERIMETER_WEIGHTS[[21, 33]] = np.sqrt(2)
 _PERIMETER_WEIGHTS[[13, 23]] = (1 + np.sqrt(2)) / 2
 
 
+class Rows(Protocol):
+    """Anything that gives rows of an image (H, W) as an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+
+
 def cell_table(
     labels: Labels,
     intensity: Mapping[str, NDArray[Any]] | None = None,
-    probability: NDArray[Any] | None = None,
+    probability: Rows | None = None,
     pixel_size: float | None = None,
 ) -> pd.DataFrame:
     """Measure every cell.
@@ -45,7 +54,8 @@ def cell_table(
         x axis, counter-clockwise, in [0, 180), as ImageJ's Angle), `touches_border`, confidence and intensities.
     """
     channels = dict(intensity or {})
-    for name, plane in {**channels, **({} if probability is None else {"probability": probability})}.items():
+    given: dict[str, Rows] = {**channels, **({} if probability is None else {"probability": probability})}
+    for name, plane in given.items():
         if plane.shape != labels.shape:
             raise ValueError(f"{name} has shape {plane.shape}, the labels have {labels.shape}")
     numbers = _numbers(labels)
@@ -126,7 +136,7 @@ class _Sums:
             runs=[],
         )
 
-    def add(self, band: _Band, channels: Mapping[str, NDArray[Any]], probability: NDArray[Any] | None) -> None:
+    def add(self, band: _Band, channels: Mapping[str, NDArray[Any]], probability: Rows | None) -> None:
         self._add_runs(band)
         self._add_border(band)
         self.perimeter += np.bincount(*_perimeter_weights(band), minlength=len(self.area))

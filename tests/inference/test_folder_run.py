@@ -199,3 +199,22 @@ def test_memory_shortage_halves_the_batch(segmenter: Segmenter) -> None:
 
     z = np.random.default_rng(0).normal(size=(100, 150)).astype(np.float32)
     np.testing.assert_array_equal(predict_maps(Small(), z, 64, 16, 7), predict_maps(Bright(), z, 64, 16, 1))
+
+
+def test_large_images_in_a_folder(tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        write(tmp_path / "in" / f"f{index}.png", squares(index + 1, (70, 90 + 300 * index)))
+    small = run([tmp_path / "in"], tmp_path / "small", segmenter, save=("labels", "csv", "overlay"))
+    segmenter.large_pixels = 10_000
+    monkeypatch.setattr("dinocell.inference.outputs.STREAM_BYTES", 1000)
+    monkeypatch.setattr("dinocell.inference.outputs.PICTURE_PIXELS", 5000)
+    monkeypatch.setattr("dinocell.inference.folder.AHEAD_BYTES", 10)
+    large = run([tmp_path / "in"], tmp_path / "large", segmenter, save=("labels", "csv", "overlay"))
+    assert small.count("done") == large.count("done") == 3 and small.cells == large.cells == 6
+    for index in range(3):
+        first, second = (tmp_path / name / f"f{index}" for name in ("small", "large"))
+        labels = read_labels(f"{first}_labels.tif")
+        np.testing.assert_array_equal(read_labels(f"{second}_labels.tif"), labels)
+        assert Path(f"{first}_cells.csv").read_text() == Path(f"{second}_cells.csv").read_text()
+    assert cv2.imread(str(tmp_path / "large" / "f2_overlay.png")).shape[:2] == (18, 173)
+    assert not [path for path in (tmp_path / "large").iterdir() if path.name.startswith(".")]

@@ -13,7 +13,7 @@ from torch import nn
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.data.synthetic import make_image
 from dinocell.errors import DataError
-from dinocell.inference import large, predict_maps, segment, streaming
+from dinocell.inference import Segmenter, large, predict_maps, segment, streaming
 from dinocell.inference.blocks import decode_blocks
 from dinocell.inference.streaming import StreamedInput
 from dinocell.objectives import ObjectiveConfig, build_objective
