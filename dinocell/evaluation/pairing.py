@@ -5,7 +5,7 @@ and without the folders of a prepared data set (`train`, `test`, `masks`, …). 
 """
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +16,7 @@ LABEL_SUFFIXES = ("_cp_masks", "_masks", "_labels", "_seg", "_mask", "_label")
 _LAYOUT_FOLDERS = frozenset(
     {"train", "val", "test", "images", "masks", "labels", "ignore", "predictions", "labelsTr", "labelsTs"}
 )
+_HINTS = 20  # missing files for which a likely new name is sought: that compares with every spare file
 _NOT_LABELS = frozenset({"images", "ignore"})
 
 
@@ -103,11 +104,11 @@ def pair(labels: list[LabelFile], folder: Path, role: str, *, every: bool = True
     by_name: dict[str, list[LabelFile]] = defaultdict(list)
     for candidate in candidates:
         by_name[candidate.name].append(candidate)
-    shared = {label.name for label in labels if sum(other.name == label.name for other in labels) > 1}
+    occurrences = Counter(label.name for label in labels)
     found: dict[str, Path] = {}
     for label in labels:
         partner = by_title.get(label.title)
-        if partner is None and label.name not in shared and len(by_name[label.name]) == 1:
+        if partner is None and occurrences[label.name] == 1 and len(by_name[label.name]) == 1:
             partner = by_name[label.name][0]
         if partner is not None:
             found[label.title] = partner.path
@@ -117,7 +118,9 @@ def pair(labels: list[LabelFile], folder: Path, role: str, *, every: bool = True
         # Where label images are marked by their names, the others are overlays, flows and the like.
         spare = [candidate for candidate in spare if _ending(candidate.path) is not None]
     missing = [label for label in labels if label.title not in found] if every else []
-    problems += [f"{role}: no file for {label.title}{_hint(label, spare)}" for label in missing]
+    for number, label in enumerate(missing):
+        hint = _hint(label, spare) if number < _HINTS else ""
+        problems.append(f"{role}: no file for {label.title}{hint}")
     problems += [f"{role}: {_short(candidate.path, folder)} has no label image of that name" for candidate in spare]
     return Pairing(found=found, problems=tuple(problems))
 

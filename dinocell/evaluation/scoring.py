@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from dinocell import log
 from dinocell.errors import ConfigError, DataError, DinoCellError
-from dinocell.evaluation.pairing import LabelFile, Pairing, list_label_files, pair
+from dinocell.evaluation.pairing import LabelFile, Pairing, bare_stem, list_label_files, pair
 from dinocell.evaluation.reading import read_label_image
 from dinocell.evaluation.report import write_report
 from dinocell.evaluation.results import Evaluation, ImageResult, format_table, summarise, write_csv
@@ -132,12 +133,14 @@ def _dataset_info(label: LabelFile, root: Path) -> tuple[str, bool]:
 
 def _picture_of(label: LabelFile) -> Path | None:
     """The microscope image of a prepared data set: ../images/STEM.* of masks/STEM.*."""
-    folder = label.path.parent.parent / "images"
-    return next((file for file in sorted(folder.glob(f"{_escaped(label.name)}.*")) if file.is_file()), None)
+    return _pictures_in(label.path.parent.parent / "images").get(label.name)
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
+@lru_cache(maxsize=64)
+def _pictures_in(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    return {bare_stem(file): file for file in sorted(folder.iterdir(), reverse=True) if not file.name.startswith(".")}
 
 
 def _score_target(target: Target, problems: list[str]) -> Iterator[ImageResult]:

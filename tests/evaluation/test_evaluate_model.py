@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from dinocell.data.io import read_labels
 from dinocell.errors import DataError
 from dinocell.evaluation import evaluate_model, score_folders, scoring
+from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
 
 
 @pytest.fixture
@@ -66,3 +68,19 @@ def test_an_image_that_fails_is_named_and_the_others_count(
     summary = evaluate_model(Oracle(fails="b"), dataset, out=tmp_path / "out")
     assert (summary["images"], summary["images_with_labels"]) == (2, 3)
     assert summary["problems"] == ["model: b.png: b.png: cannot be read"]
+
+
+def test_a_model_folder_is_loaded_and_named_after_its_run(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "write_report", lambda *_: None)
+    torch.manual_seed(0)
+    backbone = VisionTransformer(ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1))
+    network = SegmentationModel(backbone, DecoderConfig(neck_width=16), 3, 64, 64)
+    folder = save_model(tmp_path / "tiny" / "model", network, {"objective": {"kind": "flows"}})
+    for given in (folder, tmp_path / "tiny"):
+        summary = evaluate_model(given, dataset, out=tmp_path / "scores" / "tiny.json", device="cpu")
+        assert (summary["images"], list(summary["predictions"])) == (3, ["tiny"])
+    kept = read_labels(tmp_path / "scores" / "predictions" / "tiny" / "discs" / "a_labels.tif")
+    assert kept.shape == (80, 90)
+    assert (tmp_path / "scores" / "tiny.json").is_file()
