@@ -208,6 +208,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+_stopped_by = ""
+
+
+def stopped_by() -> str:
+    """The signal that ended this process's last training loop early (`SIGTERM`, `SIGUSR2`, …), or ""."""
+    return _stopped_by
+
+
 class StopSignal:
     """Notices SIGTERM and SIGUSR2 (SLURM's warning through submitit) so that the loop can save and leave.
 
@@ -222,6 +230,8 @@ class StopSignal:
         self.name = ""
 
     def __enter__(self) -> StopSignal:
+        global _stopped_by
+        _stopped_by = ""
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
@@ -233,7 +243,11 @@ class StopSignal:
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop; a collective call, every rank gets the same answer."""
-        return distributed.any_rank(self._received.is_set())
+        global _stopped_by
+        asked = distributed.any_rank(self._received.is_set())
+        if asked:
+            _stopped_by = self.name or "a signal on another rank"
+        return asked
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -107,7 +107,7 @@ def segment(
     inputs: Annotated[list[str], typer.Argument(help="Images, folders or patterns.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     model: Annotated[str | None, typer.Option(help="Model folder, or the name of a packaged model.")] = None,
-    save: Annotated[str, typer.Option(help="labels,overlay,outlines,csv,geojson,rois,npy,flows: any of them.")] = "labels",
+    save: Annotated[str, typer.Option(help="Any of labels,overlay,outlines,csv,geojson,rois,npy,flows.")] = "labels",
     axes: Annotated[str | None, typer.Option(help="Axes of the files, e.g. CYX, where they are guessed wrong.")] = None,
     channel: Annotated[int | None, typer.Option(help="Channel to segment, from 0; default: all combined.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -118,24 +118,26 @@ def segment(
     from dinocell import inference
 
     _exit(
-        lambda: inference.run(
-            inputs,
-            out,
-            model,
-            save=tuple(part.strip() for part in save.split(",") if part.strip()),
-            axes=axes,
-            channel=channel,
-            device=device,
-            batch_size=batch_size,
-            skip_existing=skip_existing,
-        ).exit_code
+        lambda: (
+            inference.run(
+                inputs,
+                out,
+                model,
+                save=tuple(part.strip() for part in save.split(",") if part.strip()),
+                axes=axes,
+                channel=channel,
+                device=device,
+                batch_size=batch_size,
+                skip_existing=skip_existing,
+            ).exit_code
+        )
     )
 
 
 @app.command()
 def evaluate(
     labels: Annotated[Path, typer.Option(help="Folder of true label images.")],
-    predictions: Annotated[list[str], typer.Option(help="Folder of predicted labels, or NAME=FOLDER; may be repeated.")],
+    predictions: Annotated[list[str], typer.Option(help="Predicted labels: FOLDER or NAME=FOLDER; repeatable.")],
     ignore: Annotated[Path | None, typer.Option(help="Folder of ignore images (nonzero = not annotated).")] = None,
     out: Annotated[Path, typer.Option(help="Where the JSON goes; CSV and report beside it.")] = Path("evaluation.json"),
 ) -> None:

@@ -289,7 +289,17 @@ def _main(cls: type[T], run: Callable[[T], Any], description: str, arguments: li
     if print_only:
         print(to_yaml(config), end="")
         return 0
-    return run(config)
+    return run_stage(run, config)
+
+
+def run_stage(run: Callable[[T], Any], config: T) -> int:
+    """Run a stage and return its exit code: its own integer, or 75 when a signal made it save and leave early."""
+    code = run(config)
+    # Only a stage that trains has loaded the checkpoint module; nothing else can be stopped by a signal.
+    checkpoint = sys.modules.get("dinocell.checkpoint")
+    if checkpoint is not None and checkpoint.stopped_by():
+        return int(checkpoint.EXIT_STOPPED)
+    return code if isinstance(code, int) else 0
 
 
 def help_text(cls: type, description: str) -> str:

@@ -106,8 +106,7 @@ def stage_runner(stage: Stage) -> Callable[[list[str]], int]:
 
 def _run_recipe(cls: type, run: Callable[[Any], Any], arguments: list[str]) -> int:
     path, overrides, _ = config.parse_arguments(arguments)
-    code = run(config.load(cls, path, overrides))
-    return code if isinstance(code, int) else 0
+    return config.run_stage(run, config.load(cls, path, overrides))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
