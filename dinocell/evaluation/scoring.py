@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,8 @@ def score_folders(
     ignored = Pairing(found={}, problems=())
     if ignore_dir is not None:
         ignored = pair(labels, Path(ignore_dir), "ignore", every=False)
-    targets = [_target(label, Path(labels_dir), pairings, ignored) for label in labels]
+    listed: dict[Path, dict[str, Path]] = {}
+    targets = [_target(label, Path(labels_dir), pairings, ignored, listed) for label in labels]
     problems = [*notes, *ignored.problems, *(line for found in pairings.values() for line in found.problems)]
     return score_targets(targets, tuple(predictions), problems, out)
 
@@ -104,7 +104,13 @@ def score_targets(
     return summary
 
 
-def _target(label: LabelFile, root: Path, pairings: Mapping[str, Pairing], ignored: Pairing) -> Target:
+def _target(
+    label: LabelFile,
+    root: Path,
+    pairings: Mapping[str, Pairing],
+    ignored: Pairing,
+    listed: dict[Path, dict[str, Path]],
+) -> Target:
     name, fully_annotated = _dataset_info(label, root)
     return Target(
         dataset=name,
@@ -112,7 +118,7 @@ def _target(label: LabelFile, root: Path, pairings: Mapping[str, Pairing], ignor
         truth=label.path,
         predictions={tool: found.found[label.title] for tool, found in pairings.items() if label.title in found.found},
         ignore=ignored.found.get(label.title),
-        picture=_picture_of(label),
+        picture=_picture_of(label, listed),
         fully_annotated=fully_annotated,
     )
 
@@ -131,16 +137,13 @@ def _dataset_info(label: LabelFile, root: Path) -> tuple[str, bool]:
     return next((part for part in reversed(root.resolve().parts) if part not in generic), "labels"), True
 
 
-def _picture_of(label: LabelFile) -> Path | None:
-    """The microscope image of a prepared data set: ../images/STEM.* of masks/STEM.*."""
-    return _pictures_in(label.path.parent.parent / "images").get(label.name)
-
-
-@lru_cache(maxsize=64)
-def _pictures_in(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    return {bare_stem(file): file for file in sorted(folder.iterdir(), reverse=True) if not file.name.startswith(".")}
+def _picture_of(label: LabelFile, listed: dict[Path, dict[str, Path]]) -> Path | None:
+    """The microscope image of a prepared data set: ../images/STEM.* of masks/STEM.*; `listed` keeps what was listed."""
+    folder = label.path.parent.parent / "images"
+    if folder not in listed:
+        files = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+        listed[folder] = {bare_stem(file): file for file in files if not file.name.startswith(".")}
+    return listed[folder].get(label.name)
 
 
 def _score_target(target: Target, problems: list[str]) -> Iterator[ImageResult]:
