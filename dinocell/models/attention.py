@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinocell.models.cpu_attention import cpu_attention
+
 Backend = Literal["sdpa", "varlen", "xformers"]
 Groups = Sequence[tuple[int, int]]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -63,11 +65,15 @@ def attend(qkv: Tensor, groups: Groups, backend: Backend) -> Tensor:
 
 def _attend_sdpa(qkv: Tensor, groups: Groups) -> Tensor:
     heads, head_dim = qkv.shape[2:]
+    trains_on_cpu = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.requires_grad
     outputs = []
     for part, (images, tokens) in zip(qkv.split([b * n for b, n in groups]), groups, strict=True):
         q, k, v = part.reshape(images, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)  # 3 × [B, heads, N, head_dim]
-        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, head_dim]
-        outputs.append(out.transpose(1, 2).reshape(images * tokens, heads * head_dim))  # [B·N, D]
+        if trains_on_cpu:
+            out: Tensor = cpu_attention(q, k, v)  # [B, N, heads, head_dim]
+        else:
+            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # [B, N, heads, head_dim]
+        outputs.append(out.reshape(images * tokens, heads * head_dim))  # [B·N, D]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dinocell.errors import ConfigError
-from dinocell.models import VisionTransformer, ViTConfig, choose_backend
+from dinocell.models import VisionTransformer, ViTConfig, choose_backend, cpu_attention
 from dinocell.models.attention import Backend, attend
 from dinocell.models.block import Block, drop_path_subset
 
@@ -167,6 +167,26 @@ def test_sdpa_attention_stays_within_each_image() -> None:
     torch.manual_seed(0)
     qkv = torch.randn(27, 3, 2, 16)
     torch.testing.assert_close(attend(qkv, GROUPS, "sdpa"), reference_attention(qkv, GROUPS).float())
+
+
+@pytest.mark.parametrize("block", [2**20, 600])
+def test_bfloat16_cpu_gradients_are_as_near_float32s_as_the_fused_kernels(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole heads at once, and rows of one head at a time."""
+    monkeypatch.setattr(cpu_attention, "BLOCK_SCORES", block)
+    torch.manual_seed(0)
+    qkv = torch.randn(2 * 100, 3, 3, 64).bfloat16()
+    weight = torch.randn(2 * 100, 3 * 64)
+
+    def gradient(x: Tensor, groups: list[tuple[int, int]]) -> Tensor:
+        x = x.clone().requires_grad_()
+        (attend(x, groups, "sdpa").float() * weight).sum().backward()
+        assert x.grad is not None
+        return x.grad.float()
+
+    exact = gradient(qkv.float(), [(2, 100)])
+    assert float((gradient(qkv, [(2, 100)]) - exact).norm() / exact.norm()) < 0.01
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the packed kernels run on CUDA only")
