@@ -52,7 +52,7 @@ def attention(q, k, v, attn_bias=None):
     """Packed attention [1, T, H, D] within each sequence, or plain attention without a bias."""
     lengths = attn_bias.lengths if attn_bias is not None else [q.shape[1]]
     parts = [t.transpose(1, 2).split(lengths, dim=2) for t in (q, k, v)]
-    return torch.cat([F.scaled_dot_product_attention(*p) for p in zip(*parts)], dim=2).transpose(1, 2)
+    return torch.cat([F.scaled_dot_product_attention(*p) for p in zip(*parts, strict=True)], dim=2).transpose(1, 2)
 
 
 def stub_xformers():
@@ -60,7 +60,7 @@ def stub_xformers():
     ops.fmha = types.SimpleNamespace(BlockDiagonalMask=BlockDiagonal)
     ops.memory_efficient_attention = attention
     ops.unbind = torch.unbind
-    ops.index_select_cat = lambda xs, idx: torch.cat([x[i].flatten() for x, i in zip(xs, idx)])
+    ops.index_select_cat = lambda xs, idx: torch.cat([x[i].flatten() for x, i in zip(xs, idx, strict=True)])
     ops.scaled_index_add = lambda x, index, source, scaling, alpha: x.index_add(0, index, source * scaling, alpha=alpha)
     ops.SwiGLU = torch.nn.Module
     package = types.ModuleType("xformers")
@@ -216,7 +216,7 @@ def training_step():
         norms = {k: float(torch.nn.utils.clip_grad_norm_(v.parameters(), 3.0)) for k, v in arch.student.items()}
         optimizer.step()
         with torch.no_grad():
-            for student, teacher in zip(arch.student.parameters(), arch.teacher.parameters()):
+            for student, teacher in zip(arch.student.parameters(), arch.teacher.parameters(), strict=True):
                 teacher.mul_(0.9).add_(student, alpha=0.1)
         records.append(
             {
