@@ -1,4 +1,4 @@
-"""Cellpose 4's flow targets and decoding of one label image, timed; run by benchmarks/objectives.py in a venv of its own.
+"""Cellpose 4's flow targets and decoding of one label image, timed; benchmarks/objectives.py runs it in its own venv.
 
     python benchmarks/peers/objectives_cellpose.py INPUT.npz OUTPUT.npz --threads 1 --repeats 1
 
@@ -21,8 +21,8 @@ for name in ("torchvision", "torchvision.transforms", "segment_anything"):
     sys.modules.setdefault(name, types.ModuleType(name))
 for name in ("functional", "_functional_tensor"):
     setattr(sys.modules["torchvision.transforms"], name, None)
-import torch
-from cellpose import dynamics
+import torch  # noqa: E402
+from cellpose import dynamics  # noqa: E402
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         flows = dynamics.masks_to_flows_gpu(labels, device=device)
         target_seconds.append(time.perf_counter() - start)
         flows = flows[0] if isinstance(flows, tuple) else flows  # a tuple from 4.1 on
-        given = data["flows"] if "flows" in data else flows
+        given = data.get("flows", flows)
         probability = data["probability"] if "probability" in data else (labels > 0).astype(np.float32)
         # Cellpose takes flows at 5x and compares a logit with 0.
         scaled, logit = (5 * given).astype(np.float32), (probability - 0.5).astype(np.float32)

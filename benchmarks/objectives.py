@@ -1,0 +1,199 @@
+"""Flow targets and decoding against Cellpose 4, on the same labels in one run: speed, growth, memory, agreement.
+
+    python benchmarks/objectives.py --peer VENV_WITH_CELLPOSE/bin/python --labels FOLDER_OF_LABEL_IMAGES
+
+Takes about ten minutes on two CPU cores, nearly all of it Cellpose. Without --peer only our own figures are made.
+Prints tables and writes objectives.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dinocell.data.io import read_labels
+from dinocell.objectives.flows import decode_flows, masks_to_flows
+
+PEER = Path(__file__).parent / "peers" / "objectives_cellpose.py"
+SPACING = 34  # px between cell centres: 900 cells in 1024²
+Labels = npt.NDArray[np.int32]
+
+
+def synthetic_labels(size: int, seed: int = 0) -> Labels:
+    """Touching round cells on a jittered grid, (size, size) int32: each pixel goes to the nearest centre in reach."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(SPACING // 2, size, SPACING)] * 2), axis=-1).reshape(-1, 2)
+    tree = cKDTree(grid + rng.uniform(-SPACING / 4, SPACING / 4, grid.shape))
+    labels = np.empty((size, size), np.int32)
+    for y in range(size):
+        row = np.stack([np.full(size, y), np.arange(size)], axis=1)
+        distance, nearest = tree.query(row, distance_upper_bound=SPACING * 0.55)
+        labels[y] = np.where(np.isfinite(distance), nearest + 1, 0)
+    return labels
+
+
+def consecutive(labels: npt.NDArray[Any]) -> Labels:
+    """Labels numbered 1…n, which Cellpose requires."""
+    numbers, inverse = np.unique(labels, return_inverse=True)
+    first = 0 if numbers[0] == 0 else 1
+    return (inverse + first).reshape(labels.shape).astype(np.int32)
+
+
+def average_precision(truth: npt.NDArray[Any], found: npt.NDArray[Any], threshold: float) -> float:
+    """TP / (TP + FP + FN) at an IoU threshold ≥ 0.5, from the pairs of labels that overlap."""
+    n, m = int(truth.max()), int(found.max())
+    pairs, shared = np.unique(truth.astype(np.int64) * (m + 1) + found, return_counts=True)
+    a, b = pairs // (m + 1), pairs % (m + 1)
+    sizes = np.bincount(truth.ravel(), minlength=n + 1), np.bincount(found.ravel(), minlength=m + 1)
+    iou = shared / (sizes[0][a] + sizes[1][b] - shared)
+    hits = int(((iou > threshold) & (a > 0) & (b > 0)).sum())
+    return hits / max(n + m - hits, 1)
+
+
+def time_ours(labels: Labels, threads: int, repeats: int) -> dict[str, Any]:
+    """Best seconds of targets and decoding, and their results."""
+    probability = (labels > 0).astype(np.float32)
+    target, decode = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        flows = masks_to_flows(labels, threads=threads)
+        target.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        masks, _ = decode_flows(flows, probability, threads=threads)
+        decode.append(time.perf_counter() - start)
+    return {"target_seconds": min(target), "decode_seconds": min(decode), "flows": flows, "masks": masks}
+
+
+def time_peer(python: str, labels: Labels, threads: int, flows: npt.NDArray[np.float32] | None) -> dict[str, Any]:
+    """Cellpose's seconds and results, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        np.savez(given, labels=labels, **({} if flows is None else {"flows": flows}))
+        command = [python, "-W", "ignore", str(PEER), str(given), str(result), "--threads", str(threads)]
+        subprocess.run(command, check=True)
+        return dict(np.load(result))
+
+
+def compare(name: str, labels: Labels, python: str, threads: int) -> dict[str, Any]:
+    """One row: seconds of both, how many times faster, and agreement given the same flows."""
+    ours = time_ours(labels, threads, repeats=3)
+    peer = time_peer(python, labels, threads, flows=ours["flows"])
+    directed = (labels > 0) & (np.abs(peer["flows"]).sum(axis=0) > 0)
+    cosine = (ours["flows"] * peer["flows"]).sum(axis=0)[directed]
+    return {
+        "labels": name,
+        "shape": list(labels.shape),
+        "cells": int(labels.max()),
+        "threads": threads,
+        "peer": f"cellpose {peer['version']}",
+        "ours_target_s": ours["target_seconds"],
+        "peer_target_s": float(peer["target_seconds"]),
+        "target_times_faster": float(peer["target_seconds"]) / ours["target_seconds"],
+        "ours_decode_s": ours["decode_seconds"],
+        "peer_decode_s": float(peer["decode_seconds"]),
+        "decode_times_faster": float(peer["decode_seconds"]) / ours["decode_seconds"],
+        "mean_cosine": float(cosine.mean()),
+        "ap90_between": average_precision(peer["masks"], ours["masks"], 0.9),
+    }
+
+
+def growth(sizes: list[int], threads: int) -> list[dict[str, Any]]:
+    """Our seconds at each size, and the cost of four times the area."""
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        timed = time_ours(synthetic_labels(size), threads, repeats=3 if size < 4096 else 2)
+        row = {
+            "size": size,
+            "threads": threads,
+            "target_s": timed["target_seconds"],
+            "decode_s": timed["decode_seconds"],
+        }
+        if rows:
+            row["target_growth"] = row["target_s"] / rows[-1]["target_s"]
+            row["decode_growth"] = row["decode_s"] / rows[-1]["decode_s"]
+        rows.append(row)
+    return rows
+
+
+def resident_peak() -> int:
+    """Peak resident bytes of this process since the last reset (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def measure_memory(size: int) -> dict[str, Any]:
+    """Peak bytes a pixel beyond inputs and outputs, of targets (both variants) and decoding."""
+    labels = synthetic_labels(size)
+    probability = (labels > 0).astype(np.float32)
+    small = labels[:128, :128].copy()
+    result: dict[str, Any] = {"size": size}
+    for variant in ("cellpose", "leak_free"):
+        decode_flows(masks_to_flows(small, variant), small > 0, variant=variant)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident_peak()
+        flows = masks_to_flows(labels, variant)
+        result[f"target_{variant}"] = (resident_peak() - before - flows.nbytes) / labels.size
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident_peak()
+        masks, _ = decode_flows(flows, probability, variant=variant)
+        result[f"decode_{variant}"] = (resident_peak() - before - masks.nbytes) / labels.size
+    return result
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows as aligned columns."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[f"{v:.4g}" if isinstance(v := row.get(name, ""), float) else str(v) for name in names] for row in rows]
+    widths = [max(len(line[k]) for line in [names, *cells]) for k in range(len(names))]
+    print(f"\n{title}")
+    for line in [names, *cells]:
+        print("  ".join(value.rjust(width) for value, width in zip(line, widths, strict=True)))
+
+
+def main() -> None:
+    """Runs every part and writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="python of an environment with cellpose")
+    parser.add_argument("--labels", nargs="*", default=[], help="label images to compare on")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--peer-size", type=int, default=1024, help="side of the synthetic image compared (px)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="sides for the growth (px)"
+    )
+    parser.add_argument("--memory-size", type=int, default=4096, help="side for the memory measurement (px); 0 = none")
+    parser.add_argument("--out", default="objectives.json")
+    arguments = parser.parse_args()
+    time_ours(synthetic_labels(128), 1, 1)
+    report: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "compare": [], "growth": []}
+    images = [("synthetic", synthetic_labels(arguments.peer_size))]
+    images += [("/".join(Path(path).parts[-4:]), consecutive(read_labels(path))) for path in arguments.labels]
+    for threads in arguments.threads:
+        if arguments.peer:
+            report["compare"] += [compare(name, labels, arguments.peer, threads) for name, labels in images]
+        report["growth"] += growth(arguments.sizes, threads)
+    if arguments.peer:
+        print_table("Against Cellpose, same labels; decoding from the same flows", report["compare"])
+    print_table("Growth with area (four times the area a row)", report["growth"])
+    if arguments.memory_size:
+        report["memory_bytes_per_pixel"] = measure_memory(arguments.memory_size)
+        print_table("Peak bytes a pixel beyond inputs and outputs", [report["memory_bytes_per_pixel"]])
+    Path(arguments.out).write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
