@@ -1,0 +1,14 @@
+"""Convert a published labelled data set to the layout that finetune/train.py reads, checking every pair.
+
+    python data_curation/prepare_labelled.py FORMAT SRC --out DIR [key=value …]
+
+FORMAT is a layout such as coco or a preset of data_curation/configs such as livecell, which also says where to
+download SRC. Expect images/ and masks/ for each split, dataset.yaml and prepare_report.csv in DIR. `--help` lists all.
+"""
+
+from pathlib import Path
+
+from dinocell.data import formats
+
+if __name__ == "__main__":
+    formats.main(presets=Path(__file__).parent / "configs")

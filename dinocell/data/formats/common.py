@@ -1,0 +1,49 @@
+"""What every layout shares: a pair, a refusal, and merging object masks into labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Labels = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+Labeller = Callable[[], tuple[Labels, list[str]]]
+"""Gives the labels (H, W) int32 of an image and notes about them, or raises DataError."""
+
+
+Found = tuple[Path, Labeller, str]
+"""An image, its labels, and what splits are recognised by (empty: the path below the source)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One image of a source, how to get its labels, and the text that patterns of splits are searched in."""
+
+    stem: str
+    image: Path
+    relative: str
+    split_key: str
+    labels: Labeller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """An image that was left out, and why."""
+
+    file: str
+    reason: str
+
+
+def merge_masks(masks: list[Mask]) -> tuple[Labels, list[str]]:
+    """One label image of possibly overlapping object masks (H, W): larger ones first, so smaller ones lie on top."""
+    labels = np.zeros(masks[0].shape, dtype=np.int32)
+    shared = 0
+    order = sorted(range(len(masks)), key=lambda k: (-int(masks[k].sum()), k))
+    for number, k in enumerate(order, start=1):
+        shared += int((labels[masks[k]] > 0).sum())
+        labels[masks[k]] = number
+    return labels, [f"{shared} px belong to several objects"] if shared else []
