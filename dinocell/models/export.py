@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
+from typing_extensions import assert_never
 
 from dinocell import log
 from dinocell.checkpoint import atomic_write_bytes, atomic_write_text
