@@ -216,6 +216,12 @@ def stopped_by() -> str:
     return _stopped_by
 
 
+def forget_stop() -> None:
+    """Start a new run: what stopped an earlier one in this process no longer counts."""
+    global _stopped_by
+    _stopped_by = ""
+
+
 class StopSignal:
     """Notices SIGTERM and SIGUSR2 (SLURM's warning through submitit) so that the loop can save and leave.
 
@@ -230,8 +236,7 @@ class StopSignal:
         self.name = ""
 
     def __enter__(self) -> StopSignal:
-        global _stopped_by
-        _stopped_by = ""
+        forget_stop()
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)

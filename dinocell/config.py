@@ -294,11 +294,12 @@ def _main(cls: type[T], run: Callable[[T], Any], description: str, arguments: li
 
 def run_stage(run: Callable[[T], Any], config: T) -> int:
     """Run a stage and return its exit code: its own integer, or 75 when a signal made it save and leave early."""
+    from dinocell import checkpoint  # imports torch, which --help and --print-config do not need
+
+    checkpoint.forget_stop()
     code = run(config)
-    # Only a stage that trains has loaded the checkpoint module; nothing else can be stopped by a signal.
-    checkpoint = sys.modules.get("dinocell.checkpoint")
-    if checkpoint is not None and checkpoint.stopped_by():
-        return int(checkpoint.EXIT_STOPPED)
+    if checkpoint.stopped_by():
+        return checkpoint.EXIT_STOPPED
     return code if isinstance(code, int) else 0
 
 
