@@ -16,9 +16,10 @@ setup(
     # Only the library: the script folders (ssl/ above all) must never be installed as packages.
     packages=find_packages(include=["dinocell", "dinocell.*"]),
     package_data={"dinocell": ["py.typed", "recipes/*.yaml"]},
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
+        "typing_extensions>=4.8",
         "numpy>=1.26",
         "scipy>=1.11",
         "scikit-image>=0.22",
