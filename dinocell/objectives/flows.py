@@ -6,6 +6,7 @@ docs/objectives.md says where the algorithms differ and why.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ from dinocell.objectives.cells import Cells, find_cells
 from dinocell.objectives.regions import fill_holes, split_fragments
 
 Variant = Literal["cellpose", "leak_free"]
+
+logger = logging.getLogger(__name__)
 
 
 def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads: int = 1) -> Array:
@@ -166,7 +169,10 @@ def flows_to_masks(
     variant: Variant = "cellpose",
     threads: int = 1,
 ) -> Labels:
-    """Decodes flows into labels. Prints a warning that names each mask dropped for its size.
+    """Decodes flows into labels.
+
+    Masks dropped for their size are named in a warning; everything else dropped is counted in an INFO record of the
+    logger `dinocell.objectives.flows`, and returned by `decode_flows`.
 
     Args:
         flows: (2, H, W) dy then dx at unit scale (divide by `flow_scale` first), any float dtype.
@@ -196,12 +202,13 @@ def flows_to_masks(
         variant=variant,
         threads=threads,
     )
-    warn_of_large(report, max_size_fraction)
+    announce(report, max_size_fraction)
     return labels
 
 
-def warn_of_large(report: DecodeReport, max_size_fraction: float) -> None:
-    """One line that names the masks dropped for their size, if there are any."""
+def announce(report: DecodeReport, max_size_fraction: float) -> None:
+    """Logs the report, and prints one line that names the masks dropped for their size, if there are any."""
+    logger.info("%s", report)
     if report.too_large:
         boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, y1, x0, x1, area in report.too_large)
         log.warning(
@@ -247,7 +254,7 @@ class FlowsObjective:
     def decode(self, prediction: Array) -> Labels:
         """Raw output (3, H, W) → labels (H, W); warns of masks dropped for their size."""
         labels, report = self.decode_with_report(prediction)
-        warn_of_large(report, self.config.max_size_fraction)
+        announce(report, self.config.max_size_fraction)
         return labels
 
     def decode_with_report(self, prediction: Array) -> tuple[Labels, DecodeReport]:
@@ -260,6 +267,7 @@ class FlowsObjective:
             max_size_fraction=config.max_size_fraction,
             min_size=config.min_size,
             variant=config.flow_variant,
+            threads=torch.get_num_threads(),
         )
 
     def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
