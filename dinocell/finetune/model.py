@@ -48,7 +48,28 @@ def build_model(config: FinetuneConfig, channels: int) -> SegmentationModel:
     # Mask tokens belong to stage 1; a parameter without a gradient would also stall distributed training.
     backbone.mask_token.requires_grad_(False)
     torch.manual_seed(config.seed + 1)  # the decoder starts alike from any backbone
-    return SegmentationModel(backbone, config.decoder, channels, config.crop_size, config.network_size)
+    model = SegmentationModel(backbone, config.decoder, channels, config.crop_size, config.network_size)
+    initialise_decoder(model.decoder)
+    return model
+
+
+def initialise_decoder(decoder: nn.Module) -> None:
+    """Random weights that keep the size of the signal through the decoder's ReLU layers (He et al. 2015).
+
+    PyTorch's own start shrinks it by √6 a layer: after seven layers the maps are constant, and the first hundreds of
+    steps go into scaling them up (measured: loss 0.47 against 0.22 after 60 steps on nuclei). The last layer starts
+    small and without offset.
+    """
+    for layer in decoder.modules():
+        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            continue
+        taps = layer.weight.shape[2] * layer.weight.shape[3]
+        if isinstance(layer, nn.ConvTranspose2d):  # with stride s, an output pixel sees a 1/s² of the taps
+            taps = taps / (layer.stride[0] * layer.stride[1])
+        fan_in = layer.in_channels * taps
+        nn.init.normal_(layer.weight, std=0.3 / fan_in**0.5 if layer.out_channels == 1 else (2.0 / fan_in) ** 0.5)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def optimizer_groups(model: SegmentationModel, config: FinetuneConfig) -> list[dict[str, Any]]:
