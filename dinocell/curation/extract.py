@@ -143,6 +143,8 @@ def _reject(
 
 
 def _write_sheet_picture(path: Path, gray: Gray) -> None:
+    while max(gray.shape) >= 4 * SHEET_SIDE:  # exact halves are many times faster than one odd step
+        gray = halve(gray)
     scale = min(SHEET_SIDE / max(gray.shape), 1)
     size = max(round(gray.shape[1] * scale), 1), max(round(gray.shape[0] * scale), 1)
     small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
