@@ -221,6 +221,7 @@ class PretrainConfig:
     device: str = field("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = field("auto", "bfloat16 where the hardware has it, or as named")
     compile: bool = field(False, "compile each transformer block (minutes at the start, faster steps on GPUs)")
+    activation_checkpointing: bool = field(False, "recompute blocks in the backward pass: less memory, a third slower")
     log_every: int = field(10, "a line in the console and metrics.jsonl", "steps")
     checkpoint_every: int = field(500, "a checkpoint to resume from", "steps")
     keep_checkpoints: int = field(2, "newest checkpoints kept")

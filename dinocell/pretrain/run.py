@@ -78,14 +78,15 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         self.image_flops = image_flops(config, backbone)
         self.monitor = FeatureMonitor(backbone.embed_dim, self.device)
+        self.step_images = config.optim.batch_size * self.world.world_size * config.optim.accumulate
         self.step = self.samples = self.skipped = 0
         self.unreadable: dict[str, str] = {}
         if found is not None:
             self._resume(*found)
+        backbone.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             _backbone(self.model.student).compile_blocks()
             _backbone(self.model.teacher).compile_blocks()
-        self.step_images = config.optim.batch_size * self.world.world_size * config.optim.accumulate
         self.peak_lr = scaled_learning_rate(config.optim.base_lr, self.step_images, config.optim.lr_rule)
         self.machine_rate = matmul_rate(self.device, self.dtype)
         self.logger = log.RunLogger(
@@ -241,6 +242,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "config": to_dict(self.config),
             "samples": self.samples,
+            "step_images": self.step_images,
             "skipped": self.skipped,
             "unreadable": self.unreadable,
             "monitor": self.monitor.state_dict(),
@@ -258,6 +260,11 @@ class Trainer:
         self.monitor.load_state_dict(state["monitor"])
         set_rng_state(state["rng"])
         log.info(f"continuing {str(self.folder)!r} after step {step}")
+        if state["step_images"] != self.step_images:
+            log.warning(
+                f"{self.step_images} images a step instead of {state['step_images']}: the samples continue without a "
+                "gap, the learning rate follows its rule for the new number"
+            )
 
     def _introduce(self, dtype_reason: str) -> None:
         """Say what is about to run, write config.yaml and, at a fresh start, the features before it."""

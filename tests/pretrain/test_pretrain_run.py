@@ -49,6 +49,9 @@ RECIPE: dict[str, Any] = {
 }
 
 
+NUMBERS = ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_backbone", "grad_dino_head", "rankme_patch")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
@@ -220,6 +223,21 @@ def test_variants_train(images: Path, tmp_path: Path, changes: dict[str, Any]) -
     )
     moved = [not torch.equal(value, state["teacher"][name]) for name, value in state["student"].items()]
     assert any(moved), "the student has learnt, the teacher lags behind"
+
+
+def test_recomputing_activations_changes_nothing(straight: Path, images: Path, tmp_path: Path) -> None:
+    """Drop path's random subsets are drawn again alike."""
+    run(make(images, tmp_path, activation_checkpointing=True))
+    for row, other in zip(lines(straight), lines(tmp_path), strict=True):
+        assert [row[name] for name in NUMBERS] == pytest.approx([other[name] for name in NUMBERS], rel=1e-4)
+
+
+def test_another_number_of_ranks_continues_the_samples(images: Path, tmp_path: Path) -> None:
+    """Here another micro-batch: the stream goes on at the sample where it stopped."""
+    run(make(images, tmp_path, optim__epoch_steps=3))
+    assert final(tmp_path)["samples"] == 6
+    run(make(images, tmp_path, optim__epoch_steps=5, optim__batch_size=3))
+    assert final(tmp_path)["samples"] == 6 + 2 * 3
 
 
 def test_frozen_parts_do_not_move(images: Path, tmp_path: Path) -> None:
