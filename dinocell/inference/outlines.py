@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dinocell.data.jit import compiled
+
 Ring = NDArray[np.int32]
 
 
@@ -49,103 +51,110 @@ def cell_polygons(labels: NDArray[np.integer[Any]]) -> Iterator[tuple[int, list[
 
 def mask_polygons(mask: NDArray[np.bool_], x0: int = 0, y0: int = 0) -> list[Polygon]:
     """Polygons of the True pixels of (h, w) whose upper left corner lies at (x0, y0); largest first."""
-    exteriors: list[tuple[int, Ring]] = []
-    holes: list[Ring] = []
-    for ring in _rings(mask):
-        area = _signed_area(ring)
-        if area > 0:
-            exteriors.append((area, ring))
-        else:
-            holes.append(ring)
-    exteriors.sort(key=lambda entry: -entry[0])
+    if not mask.any():
+        return []
+    pieces, count = ndimage.label(mask)  # 4-connected: one exterior ring each
+    corners, ends, areas, owners = _rings(_edges(mask), pieces)
+    exteriors: dict[int, tuple[int, Ring]] = {}
+    holes: dict[int, list[Ring]] = {}
     shift = np.array([x0, y0], np.int32)
-    owners = [_owner(hole, [ring for _, ring in exteriors]) for hole in holes]
-    return [
-        Polygon(ring + shift, tuple(hole + shift for hole, owner in zip(holes, owners, strict=True) if owner == index))
-        for index, (_, ring) in enumerate(exteriors)
-    ]
+    for ring, area, owner in zip(np.split(corners + shift, ends[:-1]), areas.tolist(), owners.tolist(), strict=True):
+        if area > 0:
+            exteriors[owner] = (area, ring)
+        else:
+            holes.setdefault(owner, []).append(ring)
+    assert len(exteriors) == count
+    order = sorted(exteriors, key=lambda owner: -exteriors[owner][0])
+    return [Polygon(exteriors[owner][1], tuple(holes.get(owner, ()))) for owner in order]
 
 
-def _edges(mask: NDArray[np.bool_]) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """Corner → corners that follow it, walking every pixel edge with the cell on the right (clockwise on screen)."""
+def _edges(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Directions in which pixel edges leave each corner (h + 1, w + 1), walking with the cell on the right.
+
+    Bits: 1 right (a top edge), 2 down (a right edge), 4 left (a bottom edge), 8 up (a left edge).
+    """
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
-    following: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    sides = (
-        (inside & ~padded[:-2, 1:-1], (0, 0), (1, 0)),  # top edge, to the right
-        (inside & ~padded[1:-1, 2:], (1, 0), (1, 1)),  # right edge, down
-        (inside & ~padded[2:, 1:-1], (1, 1), (0, 1)),  # bottom edge, to the left
-        (inside & ~padded[1:-1, :-2], (0, 1), (0, 0)),  # left edge, up
-    )
-    for open_side, (ax, ay), (bx, by) in sides:
-        ys, xs = np.nonzero(open_side)
-        for x, y in zip(xs.tolist(), ys.tolist(), strict=True):
-            following.setdefault((x + ax, y + ay), []).append((x + bx, y + by))
-    return following
+    edges = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.uint8)
+    edges[:-1, :-1] |= (inside & ~padded[:-2, 1:-1]).astype(np.uint8)
+    edges[:-1, 1:] |= (inside & ~padded[1:-1, 2:]).astype(np.uint8) << 1
+    edges[1:, 1:] |= (inside & ~padded[2:, 1:-1]).astype(np.uint8) << 2
+    edges[1:, :-1] |= (inside & ~padded[1:-1, :-2]).astype(np.uint8) << 3
+    return edges
 
 
-def _rings(mask: NDArray[np.bool_]) -> Iterator[Ring]:
-    """Closed simple rings of corners; positive area (x right, y down) for outer borders, negative for holes."""
-    following = _edges(mask)
-    while following:
-        start = next(iter(following))
-        path = [start]
-        position = {start: 0}
-        while path:
-            here = path[-1]
-            targets = following.get(here)
-            if not targets:
-                break
-            target = targets.pop(_turn(path, targets))
-            if not targets:
-                del following[here]
-            if target in position:  # back at a corner of this walk: cut the loop off, so that no ring touches itself
-                first = position[target]
-                loop = path[first:]
-                for corner in loop[1:]:
-                    del position[corner]
-                del path[first + 1 :]
-                yield _corners_only(np.array(loop, np.int32))
-            else:
-                position[target] = len(path)
-                path.append(target)
+@compiled
+def _rings(edges, pieces):  # type: ignore[no-untyped-def]
+    """Closed simple rings that use every edge once.
 
+    A walk that comes back to a corner it has passed gives the loop since then as a ring of its own, so that no ring
+    touches itself. Only turns are kept.
 
-def _turn(path: list[tuple[int, int]], targets: list[tuple[int, int]]) -> int:
-    """Which edge to take where two pixels touch by a corner: the right turn, which stays on the same pixel."""
-    if len(targets) == 1 or len(path) < 2:
-        return 0
-    (px, py), (x, y) = path[-2], path[-1]
-    right = (x - (y - py), y + (x - px))
-    return targets.index(right) if right in targets else 0
-
-
-def _corners_only(ring: Ring) -> Ring:
-    """The ring without the points that lie on a straight side."""
-    back, ahead = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    return ring[(back != ahead).any(axis=1)]
-
-
-def _signed_area(ring: Ring) -> int:
-    x, y = ring.astype(np.int64).T
-    return int(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) // 2
-
-
-def _owner(hole: Ring, exteriors: list[Ring]) -> int:
-    """Index of the smallest exterior around the hole."""
-    if len(exteriors) == 1:
-        return 0
-    # A point just inside the hole's first edge: no ring passes through the middle of a pixel.
-    (ax, ay), (bx, by) = hole[0].astype(float), hole[1].astype(float)
-    direction = np.array([np.sign(bx - ax), np.sign(by - ay)])
-    point = np.array([ax, ay]) + 0.5 * direction + 0.5 * np.array([direction[1], -direction[0]])
-    around = [index for index, ring in enumerate(exteriors) if _contains(ring, point)]
-    return around[-1] if around else 0
-
-
-def _contains(ring: Ring, point: NDArray[np.float64]) -> bool:
-    x, y = ring.astype(np.float64).T
-    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
-    vertical = x == next_x
-    crosses = vertical & ((y > point[1]) != (next_y > point[1])) & (x > point[0])
-    return bool(crosses.sum() % 2)
+    Returns:
+        corners (n, 2) int32 x, y of all rings; the end of each ring in them; twice the signed area (x right, y down:
+        positive for exteriors, negative for holes); the piece (label in `pieces`) that each ring bounds.
+    """
+    height, width = edges.shape
+    step_x = (1, 0, -1, 0)
+    step_y = (0, 1, 0, -1)
+    count = 0
+    for y in range(height):
+        for x in range(width):
+            for bit in range(4):
+                count += (edges[y, x] >> bit) & 1
+    corners = np.empty((count, 2), np.int32)
+    ends = np.empty(count, np.int64)
+    areas = np.empty(count, np.int64)
+    owners = np.empty(count, np.int64)
+    path_x = np.empty(count + 1, np.int32)
+    path_y = np.empty(count + 1, np.int32)
+    path_d = np.empty(count + 1, np.int8)
+    position = np.full((height, width), -1, np.int64)
+    rings = 0
+    filled = 0
+    for start_y in range(height):
+        for start_x in range(width):
+            while edges[start_y, start_x]:
+                length = 0
+                x, y, direction = start_x, start_y, -1
+                while edges[y, x]:
+                    # Where two pixels touch by a corner, the right turn stays on the same pixel.
+                    turned = (direction + 1) % 4
+                    if direction < 0 or not (edges[y, x] >> turned) & 1:
+                        turned = 0
+                        while not (edges[y, x] >> turned) & 1:
+                            turned += 1
+                    direction = turned
+                    edges[y, x] &= ~np.uint8(1 << direction)
+                    path_x[length], path_y[length], path_d[length] = x, y, direction
+                    position[y, x] = length
+                    length += 1
+                    x += step_x[direction]
+                    y += step_y[direction]
+                    first = position[y, x]
+                    if first < 0:
+                        continue
+                    area = 0
+                    before = direction
+                    for i in range(first, length):
+                        px, py, d = path_x[i], path_y[i], path_d[i]
+                        area += px * step_y[d] - py * step_x[d]
+                        position[py, px] = -1
+                        if d != before:
+                            corners[filled, 0], corners[filled, 1] = px, py
+                            filled += 1
+                        before = d
+                    # The pixel on the right of the loop's last edge, which points to (x, y).
+                    if direction == 0:
+                        owner = pieces[y, x - 1]
+                    elif direction == 1:
+                        owner = pieces[y - 1, x - 1]
+                    elif direction == 2:
+                        owner = pieces[y - 1, x]
+                    else:
+                        owner = pieces[y, x]
+                    ends[rings], areas[rings], owners[rings] = filled, area, owner
+                    rings += 1
+                    length = first
+                    direction = path_d[first - 1] if first > 0 else -1
+    return corners[:filled], ends[:rings], areas[:rings], owners[:rings]
