@@ -181,7 +181,7 @@ def flows_to_masks(
         flow_error: drop masks whose own flow differs from `flows` by more than this mean square; 0 = no check.
         max_size_fraction: drop masks larger than this part of the image.
         min_size: drop masks under this many pixels, after holes are filled.
-        max_steps: Euler steps a pixel may take; pixels that have arrived stop earlier.
+        max_steps: Euler steps of one leg of a way (see dynamics.py); the number of legs is not limited.
         variant: target variant that the flow check recomputes (see `masks_to_flows`).
         threads: threads that share rows and cells.
 
