@@ -183,8 +183,9 @@ def main() -> None:
     images = [("synthetic", synthetic_labels(arguments.peer_size))]
     images += [("/".join(Path(path).parts[-4:]), consecutive(read_labels(path))) for path in arguments.labels]
     for threads in arguments.threads:
-        if arguments.peer:
-            report["compare"] += [compare(name, labels, arguments.peer, threads) for name, labels in images]
+        for name, labels in images if arguments.peer else []:
+            report["compare"].append(compare(name, labels, arguments.peer, threads))
+            print(json.dumps(report["compare"][-1]), flush=True)
         report["growth"] += growth(arguments.sizes, threads)
     if arguments.peer:
         print_table("Against Cellpose, same labels; decoding from the same flows", report["compare"])
