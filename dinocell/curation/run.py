@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,14 +167,15 @@ def _pool(
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
                     source = waiting.pop()
-                    running[pool.submit(extract, source, config)] = source
+                    with _interrupts_held():
+                        running[pool.submit(extract, source, config)] = source
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     found = future.result()
                     yield running.pop(future), found
         except BrokenProcessPool:
             return list(running.values())
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)  # the images in hand end first
             raise
     return []
 
@@ -189,13 +191,26 @@ def _alone(source: Source, config: CurateConfig) -> list[Found]:
             ]
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits a moment: workers started meanwhile inherit the block, so that only the parent answers it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _executor(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")  # forking a process that holds threads can hang
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
 
 
 def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there is no signal mask to inherit
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
