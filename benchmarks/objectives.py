@@ -77,11 +77,11 @@ def time_ours(labels: Labels, threads: int, repeats: int) -> dict[str, Any]:
     return {"target_seconds": min(target), "decode_seconds": min(decode), "flows": flows, "masks": masks}
 
 
-def time_peer(python: str, labels: Labels, threads: int, flows: npt.NDArray[np.float32] | None) -> dict[str, Any]:
+def time_peer(python: str, labels: Labels, threads: int, flows: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Cellpose's seconds and results, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        np.savez(given, labels=labels, **({} if flows is None else {"flows": flows}))
+        np.savez(given, labels=labels, flows=flows)
         command = [python, "-W", "ignore", str(PEER), str(given), str(result), "--threads", str(threads)]
         subprocess.run(command, check=True)
         return dict(np.load(result))
@@ -90,7 +90,7 @@ def time_peer(python: str, labels: Labels, threads: int, flows: npt.NDArray[np.f
 def compare(name: str, labels: Labels, python: str, threads: int) -> dict[str, Any]:
     """One row: seconds of both, how many times faster, and agreement given the same flows."""
     ours = time_ours(labels, threads, repeats=3)
-    peer = time_peer(python, labels, threads, flows=ours["flows"])
+    peer = time_peer(python, labels, threads, ours["flows"])
     directed = (labels > 0) & (np.abs(peer["flows"]).sum(axis=0) > 0)
     cosine = (ours["flows"] * peer["flows"]).sum(axis=0)[directed]
     return {
