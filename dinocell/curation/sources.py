@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinocell.curation.config import CurateConfig
-from dinocell.data.io import list_images
+from dinocell.data.io import expand, list_images
 from dinocell.errors import ConfigError
 from dinocell.paths import is_remote, local_path
 
@@ -59,12 +58,7 @@ def _files(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
     """(root, file) pairs: the root is the folder the user named, or the folder of a named file."""
     pairs = []
     for text in sources:
-        entry = str(local_path(text)) if is_remote(text) else text
-        path = Path(entry).expanduser()
-        # pathlib's own glob refuses absolute patterns
-        roots = [path] if path.exists() else [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        if not roots:
-            raise ConfigError(f"{text}: no such file, folder or pattern")
+        roots = expand(local_path(text) if is_remote(text) else text)
         for root in roots:
             is_folder = root.is_dir() and root.suffix.lower() != ".zarr"
             pairs += [(root if is_folder else root.parent, file) for file in list_images([root])]

@@ -148,17 +148,29 @@ def list_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """
     found: set[Path] = set()
     for entry in paths:
-        path = Path(entry).expanduser()
-        # pathlib's own glob refuses absolute patterns
-        matches = [path] if path.exists() else [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
-        if not matches:
-            raise ConfigError(f"{path}: no such file, folder or pattern")
-        for match in matches:
+        for match in expand(entry):
             if match.is_dir() and match.suffix.lower() != ".zarr":
                 found.update(_walk(match))
             else:
                 found.add(match)
     return sorted(found)
+
+
+def expand(entry: str | os.PathLike[str]) -> list[Path]:
+    """The file or folder named, or the folders and image files that a glob pattern matches, sorted.
+
+    Raises:
+        ConfigError: nothing of that name, or nothing that the pattern matches.
+    """
+    path = Path(entry).expanduser()
+    if path.exists():
+        return [path]
+    # pathlib's own glob refuses absolute patterns
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    images = [match for match in matches if match.is_dir() or match.suffix.lower() in SUFFIXES]
+    if not images:
+        raise ConfigError(f"{path}: no such file, folder or pattern")
+    return images
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -211,6 +223,7 @@ def write_labels(path: str | os.PathLike[str], labels: npt.ArrayLike, pixel_size
 __all__ = [
     "ImageFile",
     "every_nth_frame",
+    "expand",
     "list_images",
     "override_axes",
     "planes",

@@ -227,3 +227,11 @@ def test_all_real_images_are_accounted_for(tmp_path: Path) -> None:
     files = {str(path) for path in source.rglob("*") if path.is_file()}
     assert {row["source"] for row in rows} == files
     assert len(files) == 163
+
+
+@pytest.mark.parametrize("recipe", ["default", "source_cell_painting_gallery", "source_bbbc022", "source_idr"])
+def test_recipes_load(recipe: str) -> None:
+    config = parse(["a", "--out", "o", "--config", str(ROOT / "data_curation" / "configs" / f"{recipe}.yaml")])
+    assert (config.sources, config.out) == (("a",), "o")
+    if recipe == "default":
+        assert config == CurateConfig(sources=("a",), out="o")  # it shows the defaults, all of them
