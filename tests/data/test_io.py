@@ -259,7 +259,12 @@ def test_list_images_skips_masks_and_hidden_files(tmp_path: Path) -> None:
     found = [str(path.relative_to(tmp_path)) for path in io.list_images([tmp_path])]
     assert found == ["a.tif", "b.png", "sub/c.jpg"]
     assert io.list_images([tmp_path / "a_mask.png", tmp_path / "*.png"])[0].name == "a_mask.png"
-    assert [path.name for path in io.list_images([tmp_path / "*.[pt]*"])] == ["a.tif", "a_mask.png", "b.png"]  # no txt
+    assert [path.name for path in io.list_images([tmp_path / "*.[pt]*"])] == [
+        "a.tif",
+        "a_mask.png",
+        "b.png",
+        "x_cp_masks.tif",
+    ]  # no notes.txt
     with pytest.raises(ConfigError, match="no such file, folder or pattern"):
         io.list_images([tmp_path / "nothing*"])
 
