@@ -41,7 +41,7 @@ table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; }
 <p><button id="save">Download exclude.txt</button> <button id="copy">Copy</button>
 <span id="count"></span> <span class="soft">Tick what should not be trained on, put exclude.txt into
 the output folder, and run the same command again. Untick to take a crop back.
-L: Laplacian variance; F: focus (the same after a 2 px blur).</span></p></header>
+L: Laplacian variance; F: focus (the same at half size after a slight blur).</span></p></header>
 $body
 <script>
 const boxes = [...document.querySelectorAll("input[data-crop]")];
@@ -136,7 +136,7 @@ def _facts(item: Found) -> list[str]:
     row = item.row
     size = f"{row.height}×{row.width}" if row.height != "" else ""
     detail = f"L {float(row.laplacian_variance):.0f}" if row.laplacian_variance != "" else ""
-    focus = f"F {float(row.focus):.2g}" if row.focus != "" else ""
+    focus = f"F {float(row.focus):.1f}" if row.focus != "" else ""
     return [row.channel, size, detail, focus]
 
 
