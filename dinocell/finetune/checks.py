@@ -53,6 +53,15 @@ class ImageFacts:
     complete: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Lines for the user, and the median diameter of the cells looked at (px at the training scale)."""
+
+    summary: tuple[str, ...]
+    warnings: tuple[str, ...]
+    diameter: float
+
+
 def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
     """Measure one image."""
     labels = prepared.labels
@@ -88,8 +97,8 @@ def _fragmented_share(labels: NDArray[np.int32], boxes: NDArray[np.int64]) -> fl
 def better_turn(image: NDArray[np.float32], labels: NDArray[np.int32]) -> str:
     """The turn of the mask whose outlines lie on far stronger image edges than the mask's own, or "".
 
-    Edge strength is the mean gradient on cell outlines over the image's mean gradient. A turn is named when the mask
-    as it is lies on no edges at all (below 1.1) and the turned one clearly does (above 1.4).
+    Edge strength is the mean gradient on cell outlines over the image's mean gradient. A turn is named when it lies on
+    edges (above 1.4) that are half as strong again as those under the mask as it is.
     """
     gradient = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
     mean = float(gradient.mean())
@@ -101,7 +110,7 @@ def better_turn(image: NDArray[np.float32], labels: NDArray[np.int32]) -> str:
         turns["transposed (x and y swapped)"] = outline.T
     own = float(gradient[outline].mean()) / mean
     name, best = max(((n, float(gradient[t].mean()) / mean) for n, t in turns.items()), key=lambda pair: pair[1])
-    return name if own < 1.1 and best > 1.4 else ""
+    return name if best > max(1.4, 1.5 * own) else ""
 
 
 def inspect_store(store: ImageStore, limit: int) -> list[ImageFacts]:
@@ -200,8 +209,8 @@ def _size_problems(filled: Sequence[ImageFacts], crop_size: int, pixels_per_patc
 
 def check_training_data(
     store: ImageStore, limit: int, *, crop_size: int, pixels_per_patch: float, instances: bool
-) -> tuple[list[str], list[str]]:
-    """(summary lines, warnings) of a training set.
+) -> DataCheck:
+    """Look at up to `limit` images of a training set.
 
     Raises:
         DataError: no image is usable, or no mask looked at holds any cell.
@@ -216,7 +225,8 @@ def check_training_data(
             "check that masks hold numbers above 0 where cells are, and that they were not saved as outlines or alpha"
         )
     warnings = problems(facts, crop_size=crop_size, pixels_per_patch=pixels_per_patch, instances=instances)
-    return summary(facts), warnings
+    diameter = float(np.median(np.concatenate([f.diameters for f in facts])))
+    return DataCheck(summary=tuple(summary(facts)), warnings=tuple(warnings), diameter=diameter)
 
 
 def _by_dataset(facts: Sequence[ImageFacts]) -> dict[str, list[ImageFacts]]:

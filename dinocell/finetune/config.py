@@ -80,6 +80,7 @@ class BackboneConfig:
     arch: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"] = field(
         "vit_base", "size of a random start; with weights, theirs is used"
     )
+    depth: int | None = field(None, "blocks of a random start; null = the architecture's own", "blocks")
     patch_size: int = field(8, "side of a patch; weights of another patch size are resized (§3.2.2)", "px")
     in_channels: Literal[1, 3] = field(1, "input channels; RGB weights are folded to 1 channel exactly")
     patch_resize: Literal["pinv", "bicubic", "bicubic_scaled"] = field("pinv", "how the patch projection is resized")
@@ -94,6 +95,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         _at_least("backbone.patch_size", self.patch_size, 1)
+        if self.depth is not None:
+            _at_least("backbone.depth", self.depth, 1)
         _between("backbone.drop_path", self.drop_path, 0.0, 0.99)
         _between("backbone.layer_decay", self.layer_decay, 1e-3, 1.0)
         _between("backbone.unfreeze_after", self.unfreeze_after, 0.0, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ LIMITS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a model was trained on: dataset descriptions with the number of training images of each, and its start."""
+    """What a model was trained on: dataset descriptions with their numbers of training images, the cells' median
+    diameter (px at the training scale), and its starting weights."""
 
     datasets: tuple[tuple[DatasetInfo, int], ...]
     initial_weights: str
     initial_sha256: str
+    diameter: float | None
 
 
-def provenance(items: Sequence[LabelledItem], config: FinetuneConfig) -> Provenance:
+def provenance(items: Sequence[LabelledItem], config: FinetuneConfig, diameter: float | None) -> Provenance:
     """Describe training items and starting weights (folders and checksums only, no images)."""
     counts: dict[DatasetInfo, int] = {}
     for item in items:
@@ -45,6 +47,7 @@ def provenance(items: Sequence[LabelledItem], config: FinetuneConfig) -> Provena
         datasets=tuple(counts.items()),
         initial_weights=config.backbone.weights or "random",
         initial_sha256=sha256_of(weights) if known and weights is not None else "",
+        diameter=diameter,
     )
 
 
@@ -75,7 +78,8 @@ def write_model_folder(
         "overlap": config.overlap,
         "training": {
             "step": step,
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "diameter": origin.diameter,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "initial_weights": Path(origin.initial_weights).name,
             "initial_weights_sha256": origin.initial_sha256,
             "datasets": [{**dataclasses.asdict(info), "train_images": count} for info, count in origin.datasets],

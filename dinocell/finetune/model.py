@@ -38,6 +38,7 @@ def build_model(config: FinetuneConfig, channels: int) -> SegmentationModel:
         backbone = VisionTransformer(
             ViTConfig(
                 arch=settings.arch,
+                depth=settings.depth,
                 patch_size=settings.patch_size,
                 image_size=config.network_size,
                 in_channels=settings.in_channels,
@@ -63,7 +64,7 @@ def initialise_decoder(decoder: nn.Module) -> None:
     for layer in decoder.modules():
         if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             continue
-        taps = layer.weight.shape[2] * layer.weight.shape[3]
+        taps: float = layer.weight.shape[2] * layer.weight.shape[3]
         if isinstance(layer, nn.ConvTranspose2d):  # with stride s, an output pixel sees a 1/s² of the taps
             taps = taps / (layer.stride[0] * layer.stride[1])
         fan_in = layer.in_channels * taps

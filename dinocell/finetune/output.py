@@ -24,7 +24,7 @@ class RunOutput:
         self.directory = Path(config.output_dir)
         self._config, self._model, self._data = config, model, data
         self._main = distributed.is_main()
-        self._origin = provenance(data.train_items, config)
+        self._origin = provenance(data.train_items, config, data.diameter)
         self._best: tuple[int, Validation | None] = (resume_step, None)
         if self._main:
             self.directory.mkdir(parents=True, exist_ok=True)

@@ -37,13 +37,17 @@ _FREE = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Training crops, validation images, length of the training, and the lines of the data check."""
+    """Training crops, validation images, length of the training, and what the data check found.
+
+    `diameter` is the cells' median diameter in px at the training scale, None when nothing was checked.
+    """
 
     train: CropDataset
     train_items: tuple[LabelledItem, ...]
     val: ImageStore
     total_steps: int
     notes: tuple[str, ...]
+    diameter: float | None
 
 
 def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
@@ -57,9 +61,10 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
     if not items:
         raise DataError(f"{', '.join(config.data.root)}: the train split holds no image")
     store = ImageStore(items, config, log.warning)
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
+    diameter = None
     if config.data.check_images:
-        notes = _check(store, config)
+        notes, diameter = _check(store, config)
     names = sorted({item.dataset.name for item in items})
     order = SampleOrder([names.index(item.dataset.name) for item in items], config.data.sampling, config.seed)
     val_items = open_items(config, "val")
@@ -73,7 +78,8 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         train_items=tuple(items),
         val=ImageStore(val_items, config, log.warning),
         total_steps=total,
-        notes=tuple(notes),
+        notes=notes,
+        diameter=diameter,
     )
 
 
@@ -89,20 +95,20 @@ def open_items(config: FinetuneConfig, split: Split) -> list[LabelledItem]:
     return items
 
 
-def _check(store: ImageStore, config: FinetuneConfig) -> list[str]:
-    summary, warnings = check_training_data(
+def _check(store: ImageStore, config: FinetuneConfig) -> tuple[tuple[str, ...], float]:
+    check = check_training_data(
         store,
         config.data.check_images,
         crop_size=config.crop_size,
         pixels_per_patch=config.backbone.patch_size * config.crop_size / config.network_size,
         instances=config.objective.kind != "semantic",
     )
-    for line in summary:
+    for line in check.summary:
         log.info(line)
-    for line in warnings:
+    for line in check.warnings:
         log.warning(line)
     skipped = [f"Skipped {store.items[i].stem}: {reason}" for i, reason in store.bad.items()]
-    return [*summary, *(f"Warning: {line}" for line in warnings), *skipped]
+    return (*check.summary, *(f"Warning: {line}" for line in check.warnings), *skipped), check.diameter
 
 
 def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.checks import check_training_data, measure, problems
 from dinocell.finetune.config import FinetuneConfig
@@ -60,8 +61,12 @@ def test_class_masks_are_named():
     [(lambda a: a[::-1], "upside down"), (lambda a: a[:, ::-1], "mirrored"), (lambda a: a.T, "transposed")],
 )
 def test_turned_masks_are_named(turn, words):
-    labels = cells()
+    rng = np.random.default_rng(0)
+    labels = np.zeros((128, 128), np.int32)
+    for number in range(1, 13):
+        cv2.circle(labels, tuple(rng.integers(10, 118, 2).tolist()), int(rng.integers(5, 12)), number, -1)
     image = cv2.GaussianBlur((labels > 0).astype(np.float32), (0, 0), 1.0)
+    assert said([image_of(labels, image)] * 4) == ""
     assert words in said([image_of(np.ascontiguousarray(turn(labels)), image)] * 4)
 
 
@@ -77,8 +82,9 @@ def test_missing_labels_are_asked_about_unless_the_dataset_says_so():
 
 
 def store_of(images: list[PreparedImage]) -> ImageStore:
-    from dinocell.data.labelled import DatasetInfo, LabelledItem
     from pathlib import Path
+
+    from dinocell.data.labelled import DatasetInfo, LabelledItem
 
     nowhere = Path("x.png")
     info = DatasetInfo(name="set")
@@ -94,21 +100,21 @@ def store_of(images: list[PreparedImage]) -> ImageStore:
 def test_some_empty_images_are_fine_and_all_empty_is_an_error():
     empty = image_of(np.zeros((64, 64), np.int32))
     arguments = {"crop_size": 64, "pixels_per_patch": 8.0, "instances": True}
-    summary, _ = check_training_data(store_of([empty, image_of(cells())]), 64, **arguments)
-    assert "1 without any cell (used as background)" in summary[0]
+    check = check_training_data(store_of([empty, image_of(cells())]), 64, **arguments)
+    assert "1 without any cell (used as background)" in check.summary[0]
     with pytest.raises(DataError, match="all 3 training masks looked at are empty"):
         check_training_data(store_of([empty] * 3), 64, **arguments)
 
 
 def test_unreadable_images_only_is_an_error_with_the_first_reason():
-    with pytest.raises(DataError, match="none of the 2 training images can be used; the first reason: .*x.png"):
+    with pytest.raises(DataError, match=r"none of the 2 training images can be used; the first reason: .*x.png"):
         store = store_of([image_of(cells())] * 2)
         store._cache.clear()
         check_training_data(store, 64, crop_size=64, pixels_per_patch=8.0, instances=True)
 
 
 def test_missing_root_is_a_usage_error():
-    with pytest.raises(ConfigError, match="data.root: no dataset given"):
+    with pytest.raises(ConfigError, match=r"data.root: no dataset given"):
         open_items(FinetuneConfig(), "train")
 
 

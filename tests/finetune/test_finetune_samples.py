@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+
 from dinocell.config import from_dict
-from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.data.io import write_labels
+from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.errors import DataError
 from dinocell.finetune.augment import brighten
 from dinocell.finetune.config import FinetuneConfig
@@ -187,7 +188,12 @@ def write_pair(folder, image: np.ndarray, labels: np.ndarray, stem: str = "a") -
     write_labels(folder / "m" / f"{stem}.tif", labels)
     info = DatasetInfo(name="set")
     return LabelledItem(
-        stem=stem, image=folder / "i" / f"{stem}.tif", mask=folder / "m" / f"{stem}.tif", ignore=None, dataset=info, split="train"
+        stem=stem,
+        image=folder / "i" / f"{stem}.tif",
+        mask=folder / "m" / f"{stem}.tif",
+        ignore=None,
+        dataset=info,
+        split="train",
     )
 
 
@@ -203,7 +209,7 @@ def test_small_images_are_enlarged_and_truth_keeps_its_size(tmp_path):
 def test_size_mismatch_is_named_and_skipped_once(tmp_path):
     good = write_pair(tmp_path, np.arange(40 * 40).reshape(40, 40) % 251, np.ones((40, 40), np.int32), "good")
     bad = write_pair(tmp_path, np.zeros((40, 40), np.int32), np.ones((38, 40), np.int32), "bad")
-    with pytest.raises(DataError, match="mask is 40 × 38 px but its image .* is 40 × 40"):
+    with pytest.raises(DataError, match=r"mask is 40 × 38 px but its image .* is 40 × 40"):
         prepare(bad, config(), 1.0)
     said: list[str] = []
     store = ImageStore([bad, good], config(), said.append)
