@@ -8,6 +8,7 @@ the same for any number of workers, and continues where it was for any number of
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from dinocell.pretrain.masking import batch_masks
 
 _ORDER_STREAM, _MASK_STREAM, _REPLACEMENT_STREAM = 1, 2, 3  # 0 is augment.py's
 _REPLACEMENT_TRIES = 50
+_GRACE = 60  # s
 
 
 class Sample(NamedTuple):
@@ -187,11 +189,18 @@ def make_loader(
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_prepare_worker if workers else None,
     )
 
 
-def _one_thread(worker: int) -> None:
-    """The workers are the parallelism: OpenCV's own threads would only fight over the cores."""
+def _prepare_worker(worker: int) -> None:
+    """One thread each: the workers are the parallelism. And they outlive a stop signal sent to the whole job.
+
+    Cluster managers signal every process of a job. The training process needs its workers to finish the step and
+    save; a worker told to terminate therefore gives it a minute.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    if hasattr(signal, "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

@@ -111,10 +111,10 @@ class Trainer:
                 metrics = self.train_step(batches, timer)
                 if self._log_due():
                     self._log(metrics, timer)
-                stopping = stop.requested()
+                stopping = self.step < total and stop.requested()
                 if self.step % every == 0 or self.step == total or stopping:
                     self._save()
-                if stopping and self.step < total:
+                if stopping:
                     log.info(
                         f"{stop.name or 'a signal'}: checkpoint of step {self.step} written; the same command continues"
                     )

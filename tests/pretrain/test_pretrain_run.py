@@ -19,7 +19,7 @@ import torch
 
 from dinocell import config as config_module
 from dinocell import models
-from dinocell.checkpoint import load_file
+from dinocell.checkpoint import EXIT_STOPPED, load_file
 from dinocell.errors import CheckpointError, ConfigError, DataError
 from dinocell.log import read_metrics
 from dinocell.pretrain import PretrainConfig, run
@@ -137,36 +137,25 @@ def test_a_crash_changes_nothing(straight: Path, images: Path, tmp_path: Path, m
     assert lines(tmp_path) == lines(straight)
 
 
-def test_kill_9_and_the_same_command_again(straight: Path, images: Path, tmp_path: Path, repository: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(config_module.to_yaml(make(images, tmp_path / "run")))
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2], ids=lambda n: n.name)
+def test_signals_to_the_whole_job_and_the_same_command_again(
+    straight: Path, images: Path, tmp_path: Path, repository: Path, number: signal.Signals
+) -> None:
+    """As `kill -9` and as cluster managers send them: to the training process and its data workers at once."""
+    out, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    recipe.write_text(config_module.to_yaml(make(images, out, checkpoint_every=100, data__workers=2)))
     command = [sys.executable, str(repository / "ssl" / "train.py"), "--config", str(recipe)]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         deadline = time.monotonic() + 120
-        while len(lines(tmp_path / "run")) < 4 and process.poll() is None and time.monotonic() < deadline:
+        while len(lines(out)) < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    run(make(images, tmp_path / "run"))
-    assert lines(tmp_path / "run") == lines(straight)
-
-
-def test_sigterm_saves_and_the_same_command_continues(
-    straight: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = Trainer.train_step
-
-    def signalled(self: Trainer, *args: Any) -> dict[str, float]:
-        if self.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
-
-    monkeypatch.setattr(Trainer, "train_step", signalled)
-    run(make(images, tmp_path))
-    assert final(tmp_path)["step"] == 2 and not (tmp_path / "report.html").exists()
-    monkeypatch.undo()
-    run(make(images, tmp_path))
-    assert lines(tmp_path) == lines(straight)
+        os.killpg(process.pid, number)
+        code = process.wait(timeout=120)
+    if number != signal.SIGKILL:
+        assert code == EXIT_STOPPED and final(out)["step"] == len(lines(out)) >= 3, "saved where it stopped"
+    run(make(images, out))
+    assert lines(out) == lines(straight)
 
 
 def _poison(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
