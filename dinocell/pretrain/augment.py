@@ -23,7 +23,7 @@ _BLUR_KERNEL = 9  # px, as upstream's GaussianBlur
 _SOLARIZE_THRESHOLD = 128
 # A shrink by more than this aliases visibly with OpenCV's 4-tap bicubic, so the image is low-passed before it.
 _ALIASING_SHRINK = 1.3
-# Low-pass of sigma 0.38 sqrt(s^2 - 1) px: on micrographs 1.3 gray levels (RMS) or less from Pillow's antialiased bicubic
+# Sigma in px over sqrt(s^2 - 1): on micrographs 1.3 gray levels (RMS) or less from Pillow's antialiased bicubic
 _PREFILTER = 0.38
 
 
