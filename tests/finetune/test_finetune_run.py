@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinocell.checkpoint import EXIT_STOPPED
 from dinocell.config import from_dict, to_yaml
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError
@@ -144,7 +145,7 @@ def test_a_killed_process_is_continued_by_the_same_command(disks_dataset, tmp_pa
     saved = max(int(p.stem[5:]) for p in (out / "checkpoints").glob("step_*.pt"))
     assert saved >= logged - 2
     if number == signal.SIGTERM:
-        assert process.returncode == 0 and saved == logged
+        assert process.returncode == EXIT_STOPPED and saved == logged
     last = saved + 3
     run(recipe(disks_dataset, out, train={"steps": last, "checkpoint_every": 2}))
     assert max(losses(out)) == last and sorted(losses(out)) == list(range(1, last + 1))
