@@ -9,7 +9,8 @@ different), one at a time, float32, plain averaging; then the same decoder as ou
 differs. Ours: `Segmenter` (unique windows, taper, bfloat16 where the CPU or GPU has it). Both read a TIFF and write
 labels. Without --model the weights are random: the network runs for its cost and its maps are then replaced by the
 exact targets of the generated cells, so that decoding meets a realistic number of cells. Prints seconds an image by
-part and the agreement of the labels (MMA). ViT-S at 512 takes about two minutes on two CPU cores.
+part and the agreement of the labels (MMA; with replaced maps it checks only tiling and stitching).
+ViT-S at 512 needs some minutes on two idle CPU cores.
 
 --memory prints the peak of resident memory (without file pages, which the system takes back) of `segment_large` on
 images of growing side with a network that costs nothing; each runs in a process of its own.
