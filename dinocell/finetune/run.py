@@ -49,7 +49,16 @@ def run(config: FinetuneConfig) -> Path:
             f"train.batch_size: {config.train.batch_size} crops cannot be shared by {world.world_size} processes × "
             f"train.accumulate={config.train.accumulate}; use a multiple of {share}"
         )
-    return Trainer(config).run()
+    try:
+        return Trainer(config).run()
+    except torch.OutOfMemoryError as error:
+        crops = config.train.batch_size // share
+        remedy = (
+            f"set train.accumulate={config.train.accumulate * 2} (same result, half the memory)"
+            if crops % 2 == 0
+            else "choose a smaller crop_size with its input_size, or a smaller backbone"
+        )
+        raise DataError(f"out of GPU memory with {crops} crops of {config.crop_size} px at a time; {remedy}") from error
 
 
 class Trainer:
