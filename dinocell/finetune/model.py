@@ -71,6 +71,10 @@ def initialise_decoder(decoder: nn.Module) -> None:
         nn.init.normal_(layer.weight, std=0.3 / fan_in**0.5 if layer.out_channels == 1 else (2.0 / fan_in) ** 0.5)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    detail = getattr(decoder, "detail", None)
+    if detail is not None:  # the branch starts silent and is added where it helps
+        for layer in detail.merge:
+            nn.init.zeros_(layer.weight)
 
 
 def optimizer_groups(model: SegmentationModel, config: FinetuneConfig) -> list[dict[str, Any]]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, assert_never, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import assert_never
 
 from dinocell.models.cpu_attention import cpu_attention
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from safetensors.torch import save
-from typing_extensions import assert_never
 
 from dinocell import log
 from dinocell.checkpoint import atomic_write_bytes, atomic_write_text

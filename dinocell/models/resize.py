@@ -6,12 +6,11 @@ Every function is pure; filters are [D, C, P, P], biases [D], position grids [1,
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import assert_never
 
 PatchResize = Literal["pinv", "bicubic", "bicubic_scaled"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

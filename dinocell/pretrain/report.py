@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dinocell.checkpoint import atomic_write_bytes
 from dinocell.config import to_yaml
 from dinocell.device import autocast
 from dinocell.errors import DataError
@@ -63,7 +65,18 @@ def _fit(gray: UInt8Array, side: int) -> UInt8Array:
 def save_before(run: Path, backbone: VisionTransformer, images: list[UInt8Array], dtype: torch.dtype) -> None:
     """Keep the images and their features under the weights the run starts from."""
     tokens = np.stack([patch_tokens(backbone, image, dtype) for image in images]).astype(np.float16)
-    np.savez_compressed(run / _BEFORE, images=np.stack(images), tokens=tokens)
+    content = io.BytesIO()
+    np.savez_compressed(content, images=np.stack(images), tokens=tokens)
+    atomic_write_bytes(run / _BEFORE, content.getvalue())
+
+
+def stored_features(run: Path) -> tuple[list[UInt8Array], list[Tokens]] | None:
+    """Images and patch tokens that `save_before` kept, or None if the run has none."""
+    before = run / _BEFORE
+    if not before.is_file():
+        return None
+    with np.load(before) as stored:
+        return list(stored["images"]), [tokens.astype(np.float32) for tokens in stored["tokens"]]
 
 
 def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer, dtype: torch.dtype) -> Path:
@@ -83,10 +96,9 @@ def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer,
             "get the same feature: the run has collapsed."
         )
         report.line_chart(_series(train, ("rankme_cls", "rankme_patch")), "Effective rank", "step", "dimensions")
-    before = run / _BEFORE
-    if before.is_file():
-        with np.load(before) as stored:
-            images, first = list(stored["images"]), [t.astype(np.float32) for t in stored["tokens"]]
+    stored = stored_features(run)
+    if stored is not None:
+        images, first = stored
         after = [patch_tokens(backbone, image, dtype) for image in images]
         report.text("Patch tokens of the teacher, coloured by their first three principal components.")
         report.image(
