@@ -85,6 +85,7 @@ class Trainer:
         self.validator = Validator(self.data.val, self.objective, config) if len(self.data.val) else None
         self.step = 0
         self.seconds = 0.0
+        self.began = time.perf_counter()
         self.validations = 0
         self.best = -math.inf
         self.stale = 0
@@ -96,9 +97,11 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the end, or until asked to stop."""
-        finished = self.step >= self.total_steps
+        finished = self._progress() >= 1.0 or self._out_of_patience()
         if finished:
-            log.info(f"{self.config.output_dir} is already trained to step {self.step}; raise train.epochs to go on")
+            log.info(
+                f"{self.config.output_dir} is already trained to step {self.step}; train longer or stop later to go on"
+            )
         with StopSignal() as stop:
             if not finished and not self._loop(stop):
                 log.info(
@@ -126,7 +129,7 @@ class Trainer:
         self.thaw.update(self._progress())
         model = self._parallel()
         meter = Meter(loader, train.batch_size)
-        begin, before = time.perf_counter(), self.seconds
+        self.began = time.perf_counter() - self.seconds
         for batches in loader:
             progress = self._progress()
             if self.thaw.update(progress):
@@ -134,17 +137,17 @@ class Trainer:
             self._schedule(progress)
             meter.add(self._train_step(model, batches))
             self.step += 1
-            self.seconds = (
-                distributed.broadcast_object(before + time.perf_counter() - begin)
-                if train.minutes
-                else (before + time.perf_counter() - begin)
-            )
+            self._tick()
             done = self._progress() >= 1.0
             if self.step % train.log_every == 0 or done:
                 self._log(meter)
-            if self._validation_due(done) and self._validate() and not done:
-                log.info(f"no better {self.config.validate.monitor} for {self.stale} validations: stopping early")
-                return True
+            if self._validation_due(done):
+                before = time.perf_counter()
+                self._validate()
+                meter.leave_out(time.perf_counter() - before)
+                if self._out_of_patience() and not done:
+                    log.info(f"no better {self.config.validate.monitor} for {self.stale} validations: stopping early")
+                    return True
             asked = stop.requested()
             if done or asked or self.step % train.checkpoint_every == 0:
                 self.checkpoints.save(self.step, self._state())
@@ -188,6 +191,12 @@ class Trainer:
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(self.module, device_ids=devices, broadcast_buffers=False)
 
+    def _tick(self) -> None:
+        """Note the seconds trained so far; under a time budget rank 0's clock counts for all."""
+        self.seconds = time.perf_counter() - self.began
+        if self.config.train.minutes:
+            self.seconds = distributed.broadcast_object(self.seconds)
+
     def _progress(self) -> float:
         """Share of the training done, by steps or by the time budget, whichever is further."""
         by_steps = self.step / self.total_steps
@@ -224,15 +233,20 @@ class Trainer:
         times = self.config.validate.times
         return self.validator is not None and (done or math.floor(self._progress() * times) > self.validations)
 
-    def _validate(self) -> bool:
-        """Validate, keep the model if it is the best; True when patience has run out."""
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.validate.patience <= self.stale
+
+    def _validate(self) -> None:
+        """Validate, and keep the model if it is the best."""
         assert self.validator is not None
-        self.validations = math.floor(self._progress() * self.config.validate.times)
         with self.average.applied(self.module) if self.average is not None else nullcontext():
             self.latest = self.validator.run(self.module, self.device, self.dtype)
+            self._tick()
+            # After, not before: a validation that eats into a time budget must not make the next one due at once.
+            self.validations = math.floor(self._progress() * self.config.validate.times)
             scores = self.latest.metrics()
             if not scores:
-                return False
+                return
             monitor = self.config.validate.monitor
             value = -scores[monitor] if monitor == "loss" else scores[monitor]
             better = value > self.best
@@ -244,7 +258,6 @@ class Trainer:
             else:
                 self.stale += 1
         self.checkpoints.save(self.step, self._state())
-        return 0 < self.config.validate.patience <= self.stale
 
     def _finish(self) -> None:
         """Tune the threshold of the best model, write the last model folder and the report."""
@@ -291,6 +304,10 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._since = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Take time that was not training out of the rates."""
+        self._since += seconds
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add one step's values; they stay on their device."""
