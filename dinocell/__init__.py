@@ -6,7 +6,12 @@ The names below are loaded on first use, so that `import dinocell` stays quick a
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Idle OpenMP threads sleep instead of spinning. Beside one other busy process, training with spinning threads took
+# four times as long (2.2 against 0.55 s a step on 2 cores). Only heeded when set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
