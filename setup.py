@@ -19,7 +19,6 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
-        "typing_extensions>=4.8",
         "numpy>=1.26",
         "scipy>=1.11",
         "scikit-image>=0.22",
@@ -38,11 +37,12 @@ setup(
         "pandas>=2.1",
         "tensorboard>=2.14",
         "pyyaml>=6",
+        "roifile>=2023.5",
     ],
     extras_require={
         "xformers": ["xformers>=0.0.29"],
         "formats": ["bioio", "bioio-czi", "bioio-nd2", "bioio-lif", "bioio-ome-zarr"],
-        "test": ["pytest>=8", "pytest-timeout", "hypothesis"],
+        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2"],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["dinocell = dinocell.cli:main"]},

@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dinocell import curation, data, evaluation, finetune, inference, metrics, models, objectives, pretrain, report
-    from dinocell.inference import Segmenter, load_model, segment
+    from dinocell.inference import Segmenter as Segmenter
+    from dinocell.inference import load_model as load_model
+    from dinocell.inference.api import segment as segment
 
 _FUNCTIONS = {"segment": "dinocell.inference", "load_model": "dinocell.inference", "Segmenter": "dinocell.inference"}
 _MODULES = (

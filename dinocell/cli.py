@@ -111,7 +111,7 @@ def segment(
     axes: Annotated[str | None, typer.Option(help="Axes of the files, e.g. CYX, where they are guessed wrong.")] = None,
     channel: Annotated[int | None, typer.Option(help="Channel to segment, from 0; default: all combined.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 4,
+    batch_size: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by device.")] = None,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
 ) -> None:
     """Segment cells in any image; labels come back at each input's size."""

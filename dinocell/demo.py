@@ -163,7 +163,7 @@ def _segment(images: Path, model: Path, out: Path) -> None:
 def _tell(out: Path, report: Path, scores: dict[str, Any], seconds: float) -> None:
     tools = scores["predictions"]
     log.info(f"\ndone in {log.format_duration(seconds)}")
-    for name, entry in tools.items():
+    for name, entry in zip(("DINOCell", *list(tools)[1:]), tools.values(), strict=True):
         log.info(f"  held-out MMA {entry['metrics']['MMA']:.3f}   {name}")
     log.info(f"  segmented  {out / 'segmented'}")
     log.info(f"  report     {report.resolve()}")

@@ -47,13 +47,14 @@ def write_report(out: Path, scores: Mapping[str, Any], seconds: float) -> Path:
 
 def _results(report: Report, out: Path, tools: Mapping[str, Any]) -> None:
     report.heading("Results on held-out images")
-    rows = [[name, *(entry["metrics"][metric] for metric in METRICS)] for name, entry in tools.items()]
+    shown = dict(zip(tools, ("DINOCell", *list(tools)[1:]), strict=True))
+    rows = [[shown[name], *(entry["metrics"][metric] for metric in METRICS)] for name, entry in tools.items()]
     report.table(rows, ["method", *METRICS], "1 is perfect. MMA, SEG, DET: see docs/metrics.md.")
     predictions = [out / "evaluation" / "predictions" / folder for folder in _prediction_folders(out)]
     images = sorted((out / "sample" / "labelled" / "test" / "images").iterdir())
-    for path in images[:6]:
+    for path in images[:: max(len(images) // 6, 1)][:6]:  # sorted by modality: two of each
         report.image(_comparison(path, predictions[0]), path.stem)
-    report.text("In the last picture green is right, red found by mistake, blue missed.")
+    report.text("In the last column green is right, red found by mistake, blue missed.")
 
 
 def _prediction_folders(out: Path) -> list[str]:

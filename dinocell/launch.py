@@ -101,7 +101,14 @@ def stage_runner(stage: Stage) -> Callable[[list[str]], int]:
         case "curate":
             from dinocell import curation
 
-            return lambda arguments: int(curation.run(curation.parse(arguments)) or 0)
+            return lambda arguments: _curate(curation.parse(arguments))
+
+
+def _curate(parsed: Any) -> int:
+    from dinocell import curation
+
+    curation.run(parsed)
+    return 0
 
 
 def _run_recipe(cls: type, run: Callable[[Any], Any], arguments: list[str]) -> int:

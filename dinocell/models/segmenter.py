@@ -54,7 +54,8 @@ class SegmentationModel(nn.Module):
         self.input_size = input_size
         blocks = upsampling_blocks(crop_size, input_size // patch)
         # channels last: the decoder's convolutions take half the time on a CPU
-        self.decoder = Decoder(decoder, backbone.embed_dim, channels, blocks).to(memory_format=torch.channels_last)
+        self.decoder = Decoder(decoder, backbone.embed_dim, channels, blocks)
+        self.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.register_buffer("rgb_mean", mean.reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("rgb_std", std.reshape(1, 3, 1, 1), persistent=False)
