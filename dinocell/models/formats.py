@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dinocell import log
 from dinocell.checkpoint import CheckpointManager, load_file, verify
-from dinocell.errors import CheckpointError
+from dinocell.errors import CheckpointError, ConfigError
 from dinocell.paths import local_path
 
 State = dict[str, Tensor]
@@ -61,7 +61,8 @@ def read_weights(path: str | Path) -> Weights:
     """Read the backbone in a file, a Hugging Face folder, an exported folder or a pretraining run.
 
     Raises:
-        CheckpointError: no such file, unreadable, or no ViT backbone inside; names the path and what was found.
+        ConfigError: no such file.
+        CheckpointError: unreadable, or no ViT backbone inside; names the path and what was found.
     """
     file = _weights_file(local_path(path))
     config: Mapping[str, Any] = {}
@@ -106,7 +107,7 @@ def run_checkpoint(directory: Path) -> Path | None:
 
 def _weights_file(path: Path) -> Path:
     if not path.exists():
-        raise CheckpointError(
+        raise ConfigError(
             f"{path}: no such file or folder; give a weights file, a model folder or a pretraining run"
         )
     if path.is_file():

@@ -84,7 +84,8 @@ def load_backbone(
         drop_path: as in `ViTConfig`.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, or holds no fitting backbone.
+        ConfigError: there is no such file.
+        CheckpointError: the file is unreadable, or holds no fitting backbone.
         ConfigError: `patch_size` does not divide `image_size`.
     """
     weights = read_weights(path)

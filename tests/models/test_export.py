@@ -90,7 +90,7 @@ def test_script_answers_help_and_names_a_missing_run(tmp_path: Path) -> None:
     missing = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "no_run")], capture_output=True, text=True, env=environment
     )
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert missing.stderr.count("\n") == 1 and "no_run" in missing.stderr
 
 
