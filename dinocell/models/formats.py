@@ -107,9 +107,7 @@ def run_checkpoint(directory: Path) -> Path | None:
 
 def _weights_file(path: Path) -> Path:
     if not path.exists():
-        raise ConfigError(
-            f"{path}: no such file or folder; give a weights file, a model folder or a pretraining run"
-        )
+        raise ConfigError(f"{path}: no such file or folder; give a weights file, a model folder or a pretraining run")
     if path.is_file():
         return path
     for name in (BACKBONE_NAME, "model.safetensors", "pytorch_model.bin"):
