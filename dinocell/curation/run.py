@@ -23,7 +23,7 @@ from dinocell.curation.extract import CROPS, SET_ASIDE, STATE, Found, extract
 from dinocell.curation.journal import Journal, places
 from dinocell.curation.manifest import Row, write_rows
 from dinocell.curation.sources import Source, find_sources
-from dinocell.errors import ConfigError
+from dinocell.errors import ConfigError, DataError
 
 EXCLUDE = "exclude.txt"
 
@@ -185,10 +185,27 @@ def _alone(source: Source, config: CurateConfig) -> list[Found]:
         try:
             return pool.submit(extract, source, config).result()
         except BrokenProcessPool:
+            _check_workers()
             row = Row(source=source.path, dataset=source.dataset, status="rejected", reason="unreadable")
             return [
                 Found(row=replace(row, detail="reading it killed the process: damaged, or too large for the memory"))
             ]
+
+
+def _check_workers() -> None:
+    """Tell an image that kills its process from processes that cannot start at all.
+
+    Raises:
+        DataError: they cannot start.
+    """
+    with _executor(1) as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "curate: worker processes cannot start; a script that calls it needs a file of its own and "
+                'if __name__ == "__main__":, or set workers=1'
+            ) from error
 
 
 @contextmanager

@@ -235,3 +235,18 @@ def test_recipes_load(recipe: str) -> None:
     assert (config.sources, config.out) == (("a",), "o")
     if recipe == "default":
         assert config == CurateConfig(sources=("a",), out="o")  # it shows the defaults, all of them
+
+
+def test_workers_that_cannot_start_are_not_blamed_on_the_images(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    for index in range(3):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), np.random.default_rng(index).integers(0, 255, (64, 64), np.uint8))
+    script = (
+        "from dinocell import curation\n"
+        f"curation.run(curation.CurateConfig(sources=({str(tmp_path)!r},), out={str(tmp_path / 'out')!r}, workers=2))\n"
+    )
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120)
+    assert "DataError" in done.stderr and "worker processes cannot start" in done.stderr
+    assert not (tmp_path / "out" / "rejected.csv").exists()
