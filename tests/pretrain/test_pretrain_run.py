@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ RECIPE: dict[str, Any] = {
 
 
 NUMBERS = ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_backbone", "grad_dino_head", "rankme_patch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the runs started in processes of their own: the order of a sum, so its last digit, depends on the threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
