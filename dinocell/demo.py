@@ -127,8 +127,6 @@ def _finetune(labelled: Path, backbone: Path, out: Path, seed: int) -> None:
         "data": {"root": [str(labelled)]},
         "backbone": {"weights": str(backbone)},
         "decoder": {"kind": "bilinear", "neck_width": 128, "detail_width": 16},
-        # The flow check drops right cells while a young network's flows are still short.
-        "objective": {"flow_error": 0.0},
         "train": {
             "steps": 480,
             "batch_size": 8,
