@@ -3,6 +3,6 @@
 from dinocell.curation.cli import main, parse
 from dinocell.curation.config import CurateConfig, FilterConfig
 from dinocell.curation.focus import best_crop, best_crops
-from dinocell.curation.run import run
+from dinocell.curation.run import merge, run, shards
 
-__all__ = ["CurateConfig", "FilterConfig", "best_crop", "best_crops", "main", "parse", "run"]
+__all__ = ["CurateConfig", "FilterConfig", "best_crop", "best_crops", "main", "merge", "parse", "run", "shards"]

@@ -14,10 +14,11 @@ from dinocell.errors import ConfigError, run_main
 USAGE = """From any pile of microscopy images to crops worth training on.
 
 usage: curate SRC… --out DIR [--size 1024] [--axes ZYX] [--crops-per-image 1] [--workers 0]
-              [--config FILE] [--print-config] [key=value …]
+              [--config FILE] [--print-config] [--merge] [key=value …]
 
 SRC are image files, folders or glob patterns. DIR gets crops/, manifest.csv, rejected.csv and contact_sheet.html.
-Interrupted or killed, the same command goes on where it stopped.
+Interrupted or killed, the same command goes on where it stopped. On a cluster, job i of n adds shard_index=i
+shard_count=n, and one last job adds --merge instead.
 """
 OPTIONS = {
     "--out": "out",
@@ -63,6 +64,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 raise ConfigError(f"{name} needs a value after it")
             quoted = json.dumps(value) if name in ("--out", "--axes") else value
             rest.append(f"{OPTIONS[name]}={quoted}")
+        elif item == "--merge":
+            rest.append("merge=true")
         elif item == "--config":
             rest += [item, *([following] if (following := next(items, None)) else [])]
         elif item.startswith("-") or (separator and name.replace(".", "").replace("_", "").isalpha()):

@@ -55,7 +55,8 @@ class CurateConfig:
     max_gib: float = field(8.0, "files that decode to more are refused before they are read", "GiB")
     workers: int = field(0, "processes; 0 takes every core; results do not depend on it")
     shard_index: int = field(0, "which part of the files this job of an array takes, from 0")
-    shard_count: int = field(1, "parts in the array; a last run with 1 merges them")
+    shard_count: int = field(1, "parts in the array; a last run with merge=true joins them")
+    merge: bool = field(False, "read no images: join what shards have done, and refuse when one of them is not done")
     sheet_limit: int = field(2000, "crops on one contact sheet; above, each dataset gets a page of its own")
     filters: FilterConfig = field(factory=FilterConfig, doc="what is rejected")
 
@@ -71,6 +72,8 @@ class CurateConfig:
             raise ConfigError(
                 f"shard_index: from 0 to shard_count − 1 = {self.shard_count - 1}, got {self.shard_index}"
             )
+        if self.merge and self.shard_count > 1:
+            raise ConfigError(f"merge: joins all shards at once; leave out shard_count={self.shard_count}")
         if not 0 <= self.percentile_low < self.percentile_high <= 100:
             raise ConfigError(f"percentile_low: needs 0 ≤ low < high ≤ 100, got {self.percentile_low}")
         if self.axes is not None and (

@@ -32,7 +32,7 @@ SHEET_SIDE = 160
 STATE = ".curation"
 CROPS = "crops"
 SET_ASIDE = "set_aside"
-WITHOUT_EFFECT = ("sources", "out", "dataset", "workers", "shard_index", "shard_count", "sheet_limit")
+WITHOUT_EFFECT = ("sources", "out", "dataset", "workers", "shard_index", "shard_count", "merge", "sheet_limit")
 LATER_FILTERS = ("duplicates", "max_hash_distance", "min_correlation")
 DARK = 64
 """Median grey level of an 8-bit crop below which light on a dark ground is taken for fluorescence."""

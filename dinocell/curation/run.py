@@ -32,10 +32,11 @@ def run(config: CurateConfig) -> None:
     """Curate: OUT/crops, manifest.csv, rejected.csv, contact_sheet.html; a second call does only what is missing.
 
     A job of an array (`shard_count` above 1) extracts its share of the files; the tables are written by a last run
-    with `shard_count` 1, which finds everything done.
+    with `merge`, which reads no images. The result is that of a single process.
 
     Raises:
         ConfigError: no images, or an output folder that cannot be made.
+        DataError: `merge`, and a shard is not done.
     """
     start = time.monotonic()
     sources = find_sources(config)
@@ -47,13 +48,15 @@ def run(config: CurateConfig) -> None:
     mine = sources[config.shard_index :: config.shard_count]
     journal = Journal(config)
     todo = [source for source in mine if journal.finished(source) is None]
-    if len(todo) < len(mine):
+    if config.merge:
+        _refuse_unfinished(todo, len(mine), out)
+    elif len(todo) < len(mine):
         log.info(f"{len(mine) - len(todo)} of {len(mine)} files were done before")
     with journal:
         for source, found in log.progress(_extract_all(todo, config), "curate", total=len(todo), unit="files"):
             journal.add(source, found)
     if config.shard_count > 1:
-        log.info(f"shard {config.shard_index} of {config.shard_count} is done; a run with shard_count=1 merges them")
+        log.info(f"shard {config.shard_index} of {config.shard_count} is done; curate … --merge joins them")
         return
     results = [(source, journal.finished(source) or []) for source in sources]
     final = judge(results, config, read_exclude(out))
@@ -65,6 +68,24 @@ def run(config: CurateConfig) -> None:
     write_rows(out / "rejected.csv", rejected)
     write_contact_sheet(out, final, config.sheet_limit)
     _tell(kept, rejected, len(sources), out, time.monotonic() - start)
+
+
+def shards(config: CurateConfig, count: int) -> list[CurateConfig]:
+    """What each job of an array runs, in any order and on any machine that sees the same files; then run `merge`."""
+    return [replace(config, shard_index=index, shard_count=count, merge=False) for index in range(count)]
+
+
+def merge(config: CurateConfig) -> None:
+    """Join what the `shards` of a config have done into one result; errors as `run`."""
+    run(replace(config, shard_index=0, shard_count=1, merge=True))
+
+
+def _refuse_unfinished(todo: list[Source], total: int, out: Path) -> None:
+    if todo:
+        raise DataError(
+            f"{out}: {len(todo)} of {total} files are not done, first {todo[0].path}: run the unfinished shards again "
+            "with the same settings, or leave out merge to do these files here"
+        )
 
 
 def read_exclude(out: Path) -> set[str]:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from dinocell.curation import CurateConfig, best_crop, parse, run
+from dinocell.curation import CurateConfig, best_crop, merge, parse, run, shards
 from dinocell.curation.manifest import COLUMNS, read_rows
-from dinocell.errors import ConfigError
+from dinocell.errors import ConfigError, DataError
 
 CONTRACT = ["crop", "source", "source_sha256", "dataset", "modality", "channel", "y", "x", "height", "width"]
 CONTRACT += ["laplacian_variance", "status"]
@@ -67,6 +67,15 @@ def curate(pile: Path, out: Path, **settings: object) -> tuple[list[dict[str, st
     return read_rows(out / "manifest.csv"), read_rows(out / "rejected.csv")
 
 
+def kill_after(command: list[str], environment: dict[str, str], out: Path, crops: int) -> None:
+    """Run a command and end it with kill -9 once it has written that many crops."""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while len(list((out / "crops").rglob("*.png"))) < crops and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+
+
 def test_every_file_is_kept_or_rejected_with_a_reason(pile: Path, tmp_path: Path) -> None:
     kept, rejected = curate(pile, tmp_path / "out")
     assert list(COLUMNS[: len(CONTRACT)]) == CONTRACT
@@ -113,13 +122,7 @@ def test_a_killed_run_goes_on(pile: Path, tmp_path: Path) -> None:
         cv2.imwrite(str(pile / "phase" / f"more{number}.png"), to8(cells(100 + number, (400, 400))))
     command = [sys.executable, "data_curation/curate.py", str(pile), "--out", str(tmp_path / "out"), "--size", "128"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, "--workers", "1"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 60
-        while len(list((tmp_path / "out").rglob("*.png"))) < 10 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    kill_after([*command, "--workers", "1"], environment, tmp_path / "out", 10)
     done = len((tmp_path / "out/.curation/journal-0-of-1.jsonl").read_text().splitlines())
     assert not (tmp_path / "out" / "manifest.csv").exists() and done >= 5
     with (tmp_path / "out/.curation/journal-0-of-1.jsonl").open("a") as journal:
@@ -147,17 +150,46 @@ def test_changed_files_and_settings_are_done_again(pile: Path, tmp_path: Path) -
     assert {row["height"] for row in kept} == {"64"}
 
 
-def test_shards_merge_to_the_same_result(pile: Path, tmp_path: Path) -> None:
-    for index in (1, 0, 2):
-        run(
-            CurateConfig(
-                sources=(str(pile),), out=str(tmp_path / "out"), size=128, workers=1, shard_index=index, shard_count=3
-            )
-        )
-        assert not (tmp_path / "out" / "manifest.csv").exists()
-    curate(pile, tmp_path / "out")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shards_merge_to_the_same_result(pile: Path, tmp_path: Path, count: int) -> None:
+    config = CurateConfig(sources=(str(pile),), out=str(tmp_path / "out"), size=128, workers=1)
+    for shard in reversed(shards(config, count)):
+        run(shard)
+        assert count == 1 or not (tmp_path / "out" / "manifest.csv").exists()
+    merge(config)
+    _, rejected = curate(pile, tmp_path / "fresh")
+    assert {"exact duplicate", "near duplicate"} <= {row["reason"] for row in rejected}  # of files in other shards too
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_killed_shard_is_missed_by_the_merge_and_goes_on(pile: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        cv2.imwrite(str(pile / "phase" / f"more{number}.png"), to8(cells(100 + number, (400, 400))))
+    command = [sys.executable, "-m", "dinocell", "curate", str(pile), "--out", str(tmp_path / "out"), "--size", "128"]
+    command += ["--workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kill_after([*command, "shard_index=1", "shard_count=2"], environment, tmp_path / "out", 5)
+    config = CurateConfig(sources=(str(pile),), out=str(tmp_path / "out"), size=128, workers=1)
+    first, second = shards(config, 2)
+    run(first)
+    with pytest.raises(DataError, match=r"files are not done, first .*run the unfinished shards again"):
+        merge(config)
+    assert not (tmp_path / "out" / "manifest.csv").exists()
+    run(second)
+    merge(config)
     curate(pile, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_more_shards_than_files(pile: Path, tmp_path: Path) -> None:
+    source = pile / "phase" / "im 1.png"
+    config = CurateConfig(sources=(str(source),), out=str(tmp_path / "out"), size=128, workers=1)
+    for shard in shards(config, 3):
+        run(shard)
+    merge(config)
+    assert [row["source"] for row in read_rows(tmp_path / "out" / "manifest.csv")] == [str(source)]
+    with pytest.raises(ConfigError, match="leave out shard_count=3"):
+        CurateConfig(sources=("a",), out="o", shard_count=3, merge=True)
 
 
 def test_ticked_crops_leave_and_come_back(pile: Path, tmp_path: Path) -> None:
@@ -208,9 +240,9 @@ def test_axes_can_be_given(tmp_path: Path) -> None:
 
 
 def test_command_line() -> None:
-    config = parse(["a", "--out", "o", "--size=256", "--workers", "3", "filters.min_side=9", "t_step=2"])
+    config = parse(["a", "--out", "o", "--size=256", "--workers", "3", "filters.min_side=9", "t_step=2", "--merge"])
     assert (config.sources, config.out, config.size, config.workers) == (("a",), "o", 256, 3)
-    assert (config.filters.min_side, config.t_step) == (9, 2)
+    assert (config.filters.min_side, config.t_step, config.merge) == (9, 2, True)
     with pytest.raises(ConfigError, match="SRC"):
         parse(["--out", "o"])
     with pytest.raises(ConfigError, match=r"did you mean 'size'"):
