@@ -14,7 +14,7 @@ from dinocell.objectives import ObjectiveConfig
 
 Sampling = Literal["proportional", "balanced", "sqrt"]
 BackboneTraining = Literal["all", "frozen", "last_k", "unfreeze_after"]
-Monitor = Literal["MMA", "SEG", "DET", "AP50", "loss"]
+Monitor = Literal["MMA", "SEG", "DET", "AP50", "AP75", "PQ", "Dice", "mean", "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +151,18 @@ class ValidateConfig:
     """Scores on whole images of the val split, with the windows inference uses."""
 
     times: int = field(20, "validations over the training, evenly spread; 0 = only one, at the end")
-    monitor: Monitor = field("MMA", "what decides which model is the best one")
+    monitor: Monitor = field("MMA", "what decides which model is the best one; mean = of MMA, SEG and DET")
+    average: Literal["datasets", "images"] = field(
+        "datasets", "several data sets: mean of their means, or mean over all images"
+    )
     patience: int = field(0, "validations without a better score after which training stops; 0 = never", "validations")
     max_images: int = field(0, "images scored in each validation, evenly picked; 0 = all", "images")
     panels: int = field(6, "images shown beside their truth in the report", "images")
-    tune_threshold: bool = field(True, "choose the probability threshold on the val split at the end")
+    tune_decoding: bool = field(
+        True,
+        "choose thresholds, flow_error and min_size on the val split at the end; validations before that leave out "
+        "the flow check",
+    )
 
     def __post_init__(self) -> None:
         for name in ("times", "patience", "max_images", "panels"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,9 +13,13 @@ from typing import Any
 import torch
 
 from dinocell.checkpoint import atomic_write_text, sha256_of
+from dinocell.config import from_dict
 from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.tuning import Tuning, tuned_fields
+from dinocell.finetune.validation import Validation
 from dinocell.models import SegmentationModel, save_model
+from dinocell.objectives import ObjectiveConfig
 
 CARD_NAME = "MODEL_CARD.md"
 LIMITS = (
@@ -58,23 +63,21 @@ def write_model_folder(
     origin: Provenance,
     *,
     step: int,
-    scores: Mapping[str, float],
-    scores_by_dataset: Mapping[str, Mapping[str, float]],
-    threshold: float | None = None,
+    validation: Validation | None,
+    decoding: ObjectiveConfig,
+    tuning: Tuning | None = None,
 ) -> Path:
     """Write `model.safetensors`, `config.json` and `MODEL_CARD.md`.
 
     Args:
-        scores: means over the val split.
-        threshold: probability threshold chosen on the val split; None keeps the recipe's.
+        validation: of these weights on the val split, with `decoding`.
+        decoding: what `dinocell segment` and `evaluate` will use.
+        tuning: how `decoding` was chosen on the val split, if it was.
     """
-    objective = dataclasses.asdict(config.objective)
-    if threshold is not None:
-        objective["threshold"] = threshold
     meta: dict[str, Any] = {
         "format": 1,
         "preprocess": dataclasses.asdict(config.preprocess),
-        "objective": objective,
+        "objective": dataclasses.asdict(decoding),
         "overlap": config.overlap,
         "training": {
             "step": step,
@@ -87,14 +90,30 @@ def write_model_folder(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "validation": {"mean": dict(scores), "by_dataset": {k: dict(v) for k, v in scores_by_dataset.items()}},
+        "validation": {
+            "mean": _plain(validation.metrics()) if validation else {},
+            "mean_is": validation.mean_name if validation else "",
+            "by_dataset": {k: _plain(v) for k, v in validation.by_dataset().items()} if validation else {},
+            "tuning": tuning.as_json() if tuning else None,
+        },
     }
     save_model(directory, model, meta)
-    atomic_write_text(directory / CARD_NAME, model_card(model, config, origin, meta))
+    atomic_write_text(directory / CARD_NAME, model_card(model, config, origin, meta, tuning))
     return directory
 
 
-def model_card(model: SegmentationModel, config: FinetuneConfig, origin: Provenance, meta: Mapping[str, Any]) -> str:
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN (the loss of images where everything is ignored) becomes null: JSON knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def model_card(
+    model: SegmentationModel,
+    config: FinetuneConfig,
+    origin: Provenance,
+    meta: Mapping[str, Any],
+    tuning: Tuning | None,
+) -> str:
     """The model card in Markdown."""
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     network = f"{model.backbone.config.arch}/{model.backbone.patch_size} backbone, {config.decoder.kind} decoder"
@@ -125,6 +144,7 @@ def model_card(model: SegmentationModel, config: FinetuneConfig, origin: Provena
         f"Starting weights: {start}{checksum}. Step {training['step']}, {training['date']}, seed {config.seed}.",
         "",
         *_score_lines(meta["validation"]),
+        *_decoding_lines(meta["objective"], tuning),
         "## Limits",
         "",
         LIMITS,
@@ -134,10 +154,22 @@ def model_card(model: SegmentationModel, config: FinetuneConfig, origin: Provena
 
 
 def _score_lines(validation: Mapping[str, Any]) -> list[str]:
-    rows = {**validation["by_dataset"], "mean over images": validation["mean"]}
     if not validation["mean"]:
         return ["No images were validated.", ""]
-    names = [name for name in validation["mean"] if name != "loss"]
-    lines = ["## Scores on the val split", "", f"| dataset | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    rows = {**validation["by_dataset"], validation["mean_is"]: validation["mean"]}
+    names = [name for name in validation["mean"] if name not in ("loss", "mean")]
+    lines = ["## Scores on the val split", "", f"| data set | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {row} | {' | '.join(f'{values[n]:.3f}' for n in names)} |" for row, values in rows.items()]
     return [*lines, ""]
+
+
+def _decoding_lines(objective: Mapping[str, Any], tuning: Tuning | None) -> list[str]:
+    lines = ["## Decoding", ""]
+    if tuning is not None:
+        lines += [f"{tuning.sentence()}. The scores above are with these values, and so a little optimistic.", ""]
+    else:
+        fields = ", ".join(
+            f"{name} {objective[name]:g}" for name in tuned_fields(from_dict(ObjectiveConfig, objective))
+        )
+        lines += [f"Not tuned: {fields}.", ""]
+    return [*lines, "`config.json` holds the values under `objective`; they may be edited there.", ""]

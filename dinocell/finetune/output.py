@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dinocell import distributed, log
@@ -12,9 +12,11 @@ from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.export import provenance, write_model_folder
 from dinocell.finetune.report import prediction_panel, write_report
 from dinocell.finetune.setup import RunData
+from dinocell.finetune.tuning import Tuning
 from dinocell.finetune.validation import SCORES, Validation
 from dinocell.log import RunLogger
 from dinocell.models import SegmentationModel
+from dinocell.objectives import ObjectiveConfig
 
 
 class RunOutput:
@@ -25,7 +27,6 @@ class RunOutput:
         self._config, self._model, self._data = config, model, data
         self._main = distributed.is_main()
         self._origin = provenance(data.train_items, config, data.diameter)
-        self._best: tuple[int, Validation | None] = (resume_step, None)
         if self._main:
             self.directory.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.directory / "config.yaml", to_yaml(config))
@@ -36,19 +37,22 @@ class RunOutput:
         scores = validation.metrics()
         spreads = {f"spread_{n}": s for n, s in zip(channels, validation.spreads(), strict=True)}
         self.logger.log(step, {**scores, **spreads}, split="val")
+        monitor = self._config.validate.monitor
+        shown = (*SCORES, "loss") if monitor in (*SCORES, "loss") else (*SCORES, monitor, "loss")
         for name, values in validation.by_dataset().items():
             self.logger.log(step, values, split=f"val/{name}")
-            self.logger.info(f"  {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
-        line = ", ".join(f"{name} {scores[name]:.3f}" for name in (*SCORES, "loss"))
+            self.logger.info(f"  {name}: " + ", ".join(f"{k} {values[k]:.3f}" for k in shown))
+        line = ", ".join(f"{name} {scores[name]:.3f}" for name in shown)
         self.logger.info(f"validation at step {step}: {line}{' · best so far' if better else ''}")
         if self._main:
             for result in validation.results:
                 if result.prediction is not None:
                     self.logger.image(step, f"{result.dataset}/{result.stem}", prediction_panel(self._data.val, result))
 
-    def write_model(self, step: int, validation: Validation | None, threshold: float | None = None) -> None:
-        """Write model/ with the model's present weights."""
-        self._best = (step, validation)
+    def write_model(
+        self, step: int, validation: Validation | None, decoding: ObjectiveConfig, tuning: Tuning | None = None
+    ) -> None:
+        """Write model/ with the model's present weights and the decoding that its scores were measured with."""
         if self._main:
             write_model_folder(
                 self.directory / "model",
@@ -56,26 +60,21 @@ class RunOutput:
                 self._config,
                 self._origin,
                 step=step,
-                scores=validation.metrics() if validation else {},
-                scores_by_dataset=validation.by_dataset() if validation else {},
-                threshold=threshold,
+                validation=validation,
+                decoding=decoding,
+                tuning=tuning,
             )
 
-    def load_best(self, path: Path) -> None:
-        """Put the best model's weights into the network."""
+    def load_best(self, path: Path) -> int:
+        """Put the best model's weights into the network; returns their step."""
         state = load_file(path)
         self._model.load_state_dict(state["model"])
-        self._best = (int(state["step"]), self._best[1])
+        return int(state["step"])
 
-    def set_threshold(self, threshold: float) -> None:
-        """Write model/ again with the threshold chosen on the val split."""
-        step, validation = self._best
-        self.write_model(step, validation, threshold)
-
-    def finish(self, validation: Validation | None, thresholds: Mapping[float, float]) -> None:
+    def finish(self, validation: Validation | None, tuning: Tuning | None) -> None:
         """Write the report and say where things are."""
         if self._main:
-            path = write_report(self.directory, self._config, self._data.val, validation, self._data.notes, thresholds)
+            path = write_report(self.directory, self._config, self._data.val, validation, self._data.notes, tuning)
             log.info(f"model: {self.directory / 'model'} · report: {path}")
         self.logger.close()
         distributed.barrier()

@@ -14,6 +14,7 @@ from dinocell.config import to_yaml
 from dinocell.data.io import read_image, to_gray
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import ImageStore
+from dinocell.finetune.tuning import Tuning
 from dinocell.finetune.validation import SCORES, ImageResult, Validation
 from dinocell.report.html import Report
 from dinocell.report.overlays import error_map, overlay, panel
@@ -82,7 +83,7 @@ def write_report(
     store: ImageStore,
     validation: Validation | None,
     notes: Sequence[str],
-    thresholds: Mapping[float, float],
+    tuning: Tuning | None,
 ) -> Path:
     """Write `report.html` from metrics.jsonl and the latest validation; `notes` are the data check's lines."""
     train, val = (
@@ -98,7 +99,7 @@ def write_report(
     report.heading("Curves")
     _curves(report, train, val)
     if validation is not None and validation.results:
-        _scores(report, validation, thresholds)
+        _scores(report, validation, tuning)
         report.heading("Predictions on the val split")
         for result in validation.results:
             if result.prediction is not None:
@@ -128,19 +129,36 @@ def _curves(report: Report, train: Sequence[Mapping[str, Any]], val: Sequence[Ma
     report.line_chart({"learning rate": series(train, "lr")}, "Learning rate", "optimizer step", "learning rate")
 
 
-def _scores(report: Report, validation: Validation, thresholds: Mapping[float, float]) -> None:
-    report.heading("Scores of the latest validation")
+def _scores(report: Report, validation: Validation, tuning: Tuning | None) -> None:
+    report.heading("Scores of the model" if tuning else "Scores of the latest validation")
     groups = validation.by_dataset()
     rows: list[list[object]] = [[name, *(values[s] for s in SCORES), values["loss"]] for name, values in groups.items()]
     mean = validation.metrics()
-    rows.append(["mean over images", *(mean[s] for s in SCORES), mean["loss"]])
-    report.table(rows, ["dataset", *SCORES, "loss"])
-    if thresholds:
-        report.table(
-            [[f"{t:g}", score] for t, score in thresholds.items()],
-            ["probability threshold", "mean score"],
-            "Threshold of the best model, chosen on the val split",
-        )
+    rows.append([validation.mean_name, *(mean[s] for s in SCORES), mean["loss"]])
+    report.table(rows, ["data set", *SCORES, "loss"])
+    if tuning is not None:
+        _tuning(report, tuning)
+
+
+def _tuning(report: Report, tuning: Tuning) -> None:
+    """The grid that was tried: for each pair of the first two settings, the best score over the others."""
+    report.heading("Decoding")
+    report.text(
+        f"{tuning.sentence()}. The curve of scores above is without the flow check, which is chosen only here. "
+        "Scores on the val split are a little optimistic after such a choice; the test split has no part in it."
+    )
+    first, second = tuning.fields[0], tuning.fields[1] if len(tuning.fields) > 1 else ""
+    table: dict[float, dict[float, float]] = {}
+    for setting, score in tuning.scores.items():
+        row = table.setdefault(getattr(setting, first), {})
+        column = getattr(setting, second) if second else 0.0
+        row[column] = max(score, row.get(column, score))
+    columns = sorted({column for row in table.values() for column in row})
+    report.table(
+        [[f"{value:g}", *(row.get(column, "") for column in columns)] for value, row in sorted(table.items())],
+        [first, *(f"{second} {column:g}" if second else tuning.metric for column in columns)],
+        f"Mean {tuning.metric}; the best over the other settings tried",
+    )
 
 
 def prediction_panel(store: ImageStore, result: ImageResult) -> NDArray[np.uint8]:

@@ -24,8 +24,8 @@ from dinocell.finetune.loss_terms import loss_terms
 from dinocell.finetune.model import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
 from dinocell.finetune.output import RunOutput
 from dinocell.finetune.setup import RunData, check_resumable, open_run_data
-from dinocell.finetune.tuning import tune_threshold
-from dinocell.finetune.validation import Validation, Validator
+from dinocell.finetune.tuning import tune
+from dinocell.finetune.validation import Validation, Validator, decoding_while_training
 from dinocell.log import RunLogger
 from dinocell.objectives import build_objective
 from dinocell.optim import adamw, clip_gradients, set_schedule
@@ -82,7 +82,13 @@ class Trainer:
         self.optimizer = adamw(optimizer_groups(self.module, config))
         self.thaw = Thaw(self.module.backbone, config.backbone)
         self.average = AveragedWeights(self.module, config.train.ema) if config.train.ema else None
-        self.validator = Validator(self.data.val, self.objective, config) if len(self.data.val) else None
+        self.decoding = decoding_while_training(config)
+        self.validator = Validator(self.data.val, self.decoding, config) if len(self.data.val) else None
+        if self.decoding != config.objective:
+            log.info(
+                f"validations leave out the flow check (flow_error={config.objective.flow_error:g} in the recipe); it "
+                "is chosen on the val split at the end"
+            )
         self.step = 0
         self.seconds = 0.0
         self.began = time.perf_counter()
@@ -254,23 +260,27 @@ class Trainer:
             if better:
                 self.best, self.stale = value, 0
                 self.checkpoints.save_best(self.step, {"model": self.module.state_dict()})
-                self.output.write_model(self.step, self.latest)
+                self.output.write_model(self.step, self.latest, self.decoding)
             else:
                 self.stale += 1
         self.checkpoints.save(self.step, self._state())
 
     def _finish(self) -> None:
-        """Tune the threshold of the best model, write the last model folder and the report."""
-        thresholds: Mapping[float, float] = {}
+        """Choose the best model's decoding, write the model folder and the report."""
+        tuning = None
         best = self.checkpoints.directory / "best.pt"
         if self.validator is None or not best.is_file():
             with self.average.applied(self.module) if self.average is not None else nullcontext():
-                self.output.write_model(self.step, None)
-        elif self.config.validate.tune_threshold and self.config.objective.kind != "distance":
-            self.output.load_best(best)
-            threshold, thresholds = tune_threshold(self.module, self.validator, self.config, self.device, self.dtype)
-            self.output.set_threshold(threshold)
-        self.output.finish(self.latest, thresholds)
+                self.output.write_model(self.step, None, self.config.objective)
+        elif self.config.validate.tune_decoding:
+            step = self.output.load_best(best)
+            tuning = tune(self.module, self.validator, self.config, self.device, self.dtype)
+            if tuning is not None:
+                log.info(tuning.sentence())
+                final = Validator(self.data.val, tuning.chosen, self.config)
+                self.latest = final.run(self.module, self.device, self.dtype)
+                self.output.write_model(step, self.latest, tuning.chosen, tuning)
+        self.output.finish(self.latest, tuning)
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {

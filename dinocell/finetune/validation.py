@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,12 +18,16 @@ from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import ImageStore, PreparedImage, truth_weights
 from dinocell.inference import predict_maps
 from dinocell.inference.tiling import resize_maps
-from dinocell.metrics import ImageScores, macro_mean, score_image
+from dinocell.metrics import ImageScores, score_image
 from dinocell.models import SegmentationModel
-from dinocell.objectives import Objective
+from dinocell.objectives import Objective, ObjectiveConfig, build_objective
 from dinocell.objectives.flows import FlowsObjective
 
 SCORES = ("MMA", "SEG", "DET", "AP50")
+"""Shown in logs, tables and charts."""
+
+ALL_SCORES = (*SCORES, "AP75", "PQ", "Dice", "mean")
+"""Logged, and free to be monitored; `Dice` is foreground against background, `mean` is of MMA, SEG and DET."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +48,26 @@ class ImageResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """All results of one validation, in the order of the split."""
+    """All results of one validation, in the order of the split, and how `metrics` averages them."""
 
     results: tuple[ImageResult, ...]
+    average: Literal["datasets", "images"] = "datasets"
 
     def metrics(self) -> dict[str, float]:
-        """Mean over images of MMA, SEG, DET and AP50 (each in [0, 1]) and of the loss; empty without images."""
-        return mean_scores(self.results)
+        """Mean of every score (each in [0, 1]) and of the loss; empty without images."""
+        if self.average == "images":
+            return mean_scores(self.results)
+        groups = list(self.by_dataset().values())
+        return {name: _finite_mean([g[name] for g in groups]) for name in groups[0]} if groups else {}
+
+    @property
+    def mean_name(self) -> str:
+        """What `metrics` is, in words."""
+        several = self.average == "datasets" and len({r.dataset for r in self.results}) > 1
+        return "mean over data sets" if several else "mean over images"
 
     def by_dataset(self) -> dict[str, dict[str, float]]:
-        """The same means for each dataset."""
+        """Means over the images of each dataset."""
         groups: dict[str, list[ImageResult]] = defaultdict(list)
         for result in self.results:
             groups[result.dataset].append(result)
@@ -66,9 +82,24 @@ def mean_scores(results: Sequence[ImageResult]) -> dict[str, float]:
     """Per-image (macro) means; the loss leaves out images where everything is ignored."""
     if not results:
         return {}
-    means = macro_mean([r.scores for r in results])
-    losses = [r.loss for r in results if math.isfinite(r.loss)]
-    return {**{name: means[name] for name in SCORES}, "loss": float(np.mean(losses)) if losses else math.nan}
+    means = {name: float(np.mean([image_score(r.scores, name) for r in results])) for name in ALL_SCORES}
+    return {**means, "loss": _finite_mean([r.loss for r in results])}
+
+
+def _finite_mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def image_score(scores: ImageScores, name: str) -> float:
+    """One of `ALL_SCORES` of one image."""
+    match name:
+        case "mean":
+            return (scores.mma + scores.seg + scores.det) / 3
+        case "Dice":
+            return scores.foreground_metrics()["Dice"]
+        case _:
+            return scores.metrics()[name]
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -78,11 +109,26 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [int(i) for i in np.linspace(0, count - 1, wanted).round()]
 
 
-class Validator:
-    """Runs a model over the val split; every process takes every world_size-th image."""
+def decoding_while_training(config: FinetuneConfig) -> ObjectiveConfig:
+    """The decoding of validations before the end.
 
-    def __init__(self, store: ImageStore, objective: Objective, config: FinetuneConfig) -> None:
-        self._store, self._objective, self._config = store, objective, config
+    Where the flow check is chosen at the end, it is left out before: it drops right cells while a young network's flows
+    are still short, and would decide which model is the best.
+    """
+    if config.validate.tune_decoding and config.objective.kind == "flows":
+        return dataclasses.replace(config.objective, flow_error=0.0)
+    return config.objective
+
+
+class Validator:
+    """Runs a model over the val split; every process takes every world_size-th image.
+
+    `decoding` is the objective's configuration that predictions are decoded with.
+    """
+
+    def __init__(self, store: ImageStore, decoding: ObjectiveConfig, config: FinetuneConfig) -> None:
+        self._store, self.decoding, self._config = store, decoding, config
+        self._objective = build_objective(decoding)
         self.indices = evenly(len(store), config.validate.max_images)
         self.panel_indices = {self.indices[i] for i in evenly(len(self.indices), config.validate.panels or 1)}
         if not config.validate.panels:
@@ -97,7 +143,11 @@ class Validator:
             if (result := self._one(model, index, device, dtype)) is not None
         ]
         gathered = [result for part in distributed.gather_objects(own) for result in part]
-        return Validation(results=tuple(sorted(gathered, key=lambda r: r.index)))
+        return Validation(results=tuple(sorted(gathered, key=lambda r: r.index)), average=self._config.validate.average)
+
+    def dataset(self, index: int) -> str:
+        """Name of the dataset that an image of the val split belongs to."""
+        return self._store.items[index].dataset.name
 
     def maps(
         self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype

@@ -44,7 +44,7 @@ def recipe(root: Path, out: Path, **changes: object) -> FinetuneConfig:
         "backbone": {"arch": "vit_tiny", "depth": 3, "layerscale_init": 1.0},
         "decoder": {"kind": "bilinear", "neck_width": 32, "drop_rate": 0.0},
         "train": {"steps": 6, "batch_size": 4, "lr": 1e-3, "log_every": 1, "clip_gradient": 1.0, "checkpoint_every": 3},
-        "validate": {"times": 0, "tune_threshold": False},
+        "validate": {"times": 0, "tune_decoding": False},
     }
     for key, value in changes.items():
         base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
@@ -68,7 +68,7 @@ def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path
             input_size=64,
             augment={"invert": 0.0},
             train={"steps": 60, "batch_size": 4, "ema": 0.9, "log_every": 5, "warmup": 0.1},
-            validate={"times": 2, "tune_threshold": True},
+            validate={"times": 2, "tune_decoding": True},
         )
     )
     curve = list(losses(out).values())
@@ -82,6 +82,14 @@ def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path
     assert meta["training"]["diameter"] == pytest.approx(20, abs=3)
     assert meta["validation"]["mean"]["MMA"] > 0.7
     assert "| disks |" in (out / "model" / "MODEL_CARD.md").read_text()
+    tuning = meta["validation"]["tuning"]
+    assert tuning["recipe"]["flow_error"] == 0.4 and tuning["score_chosen"] >= tuning["score_recipe"] - 0.002
+    assert meta["objective"].items() >= tuning["chosen"].items()
+    assert segmenter.objective.flow_error == tuning["chosen"]["flow_error"]
+    # The scores written beside the weights are those of the decoding written beside them.
+    assert meta["validation"]["mean"]["MMA"] == pytest.approx(tuning["score_chosen"])
+    for page in (out / "model" / "MODEL_CARD.md", out / "report.html"):
+        assert "Decoding chosen on the val split (2 images" in page.read_text()
     assert "training loss fell" in (out / "report.html").read_text()
 
 
