@@ -183,6 +183,13 @@ def verify(path: Path) -> str | None:
     return None
 
 
+def seed_generators(seed: int) -> None:
+    """Start Python's, NumPy's and torch's global generators from one seed: two runs begin, and are saved, alike."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """The state of Python's, NumPy's and torch's global generators as plain tensors and lists."""
     version, numbers, gauss = random.getstate()
@@ -212,7 +219,7 @@ _stopped_by = ""
 
 
 def stopped_by() -> str:
-    """The signal that ended this process's last training loop early (`SIGTERM`, `SIGUSR2`, …), or ""."""
+    """The signal that ended this process's last training loop early (`SIGTERM` or `SIGUSR2`), or ""."""
     return _stopped_by
 
 
@@ -225,13 +232,14 @@ def forget_stop() -> None:
 class StopSignal:
     """Notices SIGTERM and SIGUSR2 (SLURM's warning through submitit) so that the loop can save and leave.
 
-    Use as a context manager around the training loop and ask `requested()` once a step.
+    Use as a context manager around the training loop and ask `requested()` once a step. A signal only leaves a note:
+    it may come while a checkpoint is written, while validating, or several times.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # in rising rank: SIGUSR2 also asks to be started again
 
     def __init__(self) -> None:
-        self._received = threading.Event()
+        self._received = 0  # 0 for nothing, else 1 + the place in SIGNALS
         self._previous: dict[int, Any] = {}
         self.name = ""
 
@@ -243,16 +251,25 @@ class StopSignal:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self._received.set()
+        self._received = max(self._received, 1 + self.SIGNALS.index(signal.Signals(number)))
+        if _stopped_by:  # leaving already; a SIGUSR2 after a SIGTERM still asks for another start
+            self._settle(self._received)
+
+    @property
+    def received(self) -> bool:
+        """Whether this process was asked to stop; no collective call, ranks may differ."""
+        return self._received > 0
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop; a collective call, every rank gets the same answer."""
-        global _stopped_by
-        asked = distributed.any_rank(self._received.is_set())
+        asked = distributed.max_rank(self._received)
         if asked:
-            _stopped_by = self.name or "a signal on another rank"
-        return asked
+            self._settle(asked)
+        return bool(asked)
+
+    def _settle(self, asked: int) -> None:
+        global _stopped_by
+        _stopped_by = self.name = self.SIGNALS[asked - 1].name
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import socket
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,7 +23,8 @@ from dinocell.device import choose_device
 from dinocell.errors import ConfigError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)
+TIMEOUT_VARIABLE = "DINOCELL_TIMEOUT_MINUTES"
+TIMEOUT_MINUTES = 10.0  # longer than rank 0 needs for a checkpoint or a report, shorter than anyone's patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ def _join(launcher: str, rank: int, size: int, backend: str, device: torch.devic
             init_method=init,
             rank=rank,
             world_size=size,
-            timeout=TIMEOUT,
+            timeout=timeout(os.environ),
             device_id=device if backend == "nccl" else None,
         )
     except (RuntimeError, ValueError, OSError) as error:
@@ -116,7 +119,26 @@ def master_address(environment: Mapping[str, str]) -> str:
     if "SLURM_LAUNCH_NODE_IPADDR" in environment and environment.get("SLURM_NNODES", "1") == "1":
         return "127.0.0.1"
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
-    return first_host(nodes) if nodes else "127.0.0.1"
+    return node_address(first_host(nodes)) if nodes else "127.0.0.1"
+
+
+def node_address(node: str) -> str:
+    """A node's name if it is a host name too, else the address SLURM itself uses (NodeAddr)."""
+    try:
+        socket.getaddrinfo(node, None)
+        return node
+    except OSError:
+        pass
+    try:
+        shown = subprocess.run(
+            ["scontrol", "-o", "show", "node", node], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        shown = ""
+    found = re.search(r"\bNodeAddr=(\S+)", shown)
+    if found is None:
+        raise ConfigError(f"SLURM node {node!r} has no known address; set MASTER_ADDR to the host of rank 0")
+    return found.group(1)
 
 
 def first_host(nodelist: str) -> str:
@@ -134,6 +156,29 @@ def master_port(environment: Mapping[str, str]) -> int:
         return int(environment["MASTER_PORT"])
     job = re.sub(r"\D", "", environment.get("SLURM_JOB_ID") or environment.get("SUBMITIT_LOCAL_JOB_ID", "0")) or "0"
     return 20_000 + int(job) % 20_000
+
+
+def timeout(environment: Mapping[str, str]) -> timedelta:
+    """How long a rank waits for the others before it takes one of them for lost and ends the job.
+
+    Raises:
+        ConfigError: DINOCELL_TIMEOUT_MINUTES is no positive number.
+    """
+    text = environment.get(TIMEOUT_VARIABLE, str(TIMEOUT_MINUTES))
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if minutes <= 0:
+        raise ConfigError(f"{TIMEOUT_VARIABLE}={text!r}: must be a number of minutes above 0")
+    return timedelta(minutes=minutes)
+
+
+def abandon() -> None:
+    """After a failure: end without the orderly farewell, which would wait for ranks that wait for this one."""
+    global _world
+    atexit.unregister(cleanup)
+    _world = None
 
 
 def cleanup() -> None:
@@ -172,9 +217,14 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any process; every process gets the same answer."""
+    return bool(max_rank(int(flag)))
+
+
+def max_rank(number: int) -> int:
+    """The largest of a small number over all processes; every process gets the same answer."""
     if not _grouped():
-        return flag
-    return bool(all_reduce_max(torch.tensor(int(flag), device=world().device)).item())
+        return number
+    return int(all_reduce_max(torch.tensor(number, device=world().device)).item())
 
 
 def gather_objects(item: T) -> list[T]:

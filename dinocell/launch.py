@@ -4,242 +4,224 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from dinocell import config, log
-from dinocell.errors import ConfigError
+from dinocell.cluster import records, stages
+from dinocell.cluster.follow import Watch, follow
+from dinocell.cluster.profile import Profile, submitit_parameters, take_profile
+from dinocell.cluster.stages import Plan, Stage
+from dinocell.errors import ConfigError, DinoCellError
 
-Stage = Literal["ssl", "finetune", "curate"]
-STAGES: tuple[str, ...] = get_args(Stage)
+EXIT_STOPPED = 75  # as dinocell.checkpoint.EXIT_STOPPED, which would import torch here
+LOCAL_STARTS = 6  # submitit's local executor starts a job no more often than this
 
 USAGE = """Submit a stage as a SLURM job through submitit.
 
-usage: slurm/submit.py {ssl,finetune,curate} [--profile FILE] [--config FILE] [--local] [--dry-run] [key=value …]
+usage: slurm/submit.py {stages} [--profile FILE] [--config FILE]
+                       [--dry-run | --local] [--wait | --follow] [key=value …]
 
   --profile FILE   the cluster's settings (slurm/profiles/*.yaml); profile.KEY=VALUE overrides one of them
-  --config FILE    the stage's recipe, as for its own script; key=value overrides work the same
-  --local          run the same job on this machine, without SLURM
+  --config FILE    the stage's recipe; every other argument is the stage's own, as for its script
   --dry-run        print the sbatch script instead of submitting it
+  --local          run the same job on this machine, without SLURM, and wait for it
+  --wait           wait for the end and exit with the job's code (0 done, 75 stopped and saved, else failed)
+  --follow         the same, and print the log as it grows
 
 Every profile key:
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """What to ask the cluster for."""
-
-    name: str = config.field("dinocell", "job name")
-    folder: str = config.field("slurm_logs", "folder of job scripts and logs; %j becomes the job's number")
-    partition: str | None = config.field(None, "SLURM partition")
-    account: str | None = config.field(None, "account to charge")
-    qos: str | None = config.field(None, "quality of service")
-    constraint: str | None = config.field(None, "node features, as sbatch --constraint")
-    nodes: int = config.field(1, "nodes", "nodes")
-    tasks_per_node: int = config.field(1, "processes per node: one per GPU", "processes")
-    gpus_per_node: int = config.field(0, "GPUs per node", "GPUs")
-    cpus_per_task: int = config.field(2, "CPU cores per process: its own and its data workers'", "cores")
-    memory_gb: int | None = config.field(None, "memory per node; null leaves the cluster's default", "GB")
-    time_minutes: int = config.field(60, "time limit", "min")
-    signal_delay_seconds: int = config.field(120, "warning before the time limit, in which to save and requeue", "s")
-    max_requeues: int = config.field(20, "how often a job past its time limit may start again")
-    setup: tuple[str, ...] = config.field((), "shell lines before the job: module load …, source …/activate")
-    mail_user: str | None = config.field(None, "address for SLURM's mails")
-    extra: dict[str, str] = config.field(factory=dict, doc="further sbatch options, name: value")
-
-    def __post_init__(self) -> None:
-        for key in ("nodes", "tasks_per_node", "cpus_per_task", "time_minutes"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"profile.{key}: {getattr(self, key)} is too small; at least 1")
-        if self.gpus_per_node and self.tasks_per_node != self.gpus_per_node:
-            raise ConfigError(
-                f"profile.tasks_per_node: {self.tasks_per_node} processes for {self.gpus_per_node} GPUs a node; "
-                f"every GPU needs its own process, set tasks_per_node={self.gpus_per_node}"
-            )
-
-
 class StageJob:
     """What a job runs: a stage with its arguments. Pickled by submitit, called once in every process of the job."""
 
-    def __init__(self, stage: Stage, arguments: Sequence[str], directory: str) -> None:
+    def __init__(
+        self, stage: Stage, arguments: Sequence[str], directory: str, *, max_requeues: int = 20, requeues: int = 0
+    ) -> None:
         self.stage = stage
         self.arguments = list(arguments)
         self.directory = directory
+        self.max_requeues = max_requeues
+        self.requeues = requeues
 
     def __call__(self) -> int:
         os.chdir(self.directory)
-        from dinocell import checkpoint
+        place = JobPlace()
+        records.end_file(place.folder, place.job, place.rank).unlink(missing_ok=True)
+        try:
+            code, reason = stages.run(self.stage, self.arguments), "done"
+        except DinoCellError as error:
+            code, reason = error.exit_code, str(error)
+            print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+        except Exception as error:
+            code, reason = 1, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            traceback.print_exc()
+        if code == EXIT_STOPPED:
+            reason = self._stopped(place)
+            if reason == "":
+                return 0
+        records.write_end(place.folder, place.job, place.rank, code, reason)
+        if code:
+            _leave(code)
+        return 0
 
-        code = stage_runner(self.stage)(self.arguments)
-        if code == checkpoint.EXIT_STOPPED:
-            # The run has saved and put submitit's own handlers back: hand it the signal, so that rank 0 requeues.
-            signal.raise_signal(signal.SIGUSR2)
-        return code
+    def _stopped(self, place: JobPlace) -> str:
+        """After a stage has saved and left early: requeue, or say in one sentence why not. All ranks answer alike."""
+        from dinocell import checkpoint, distributed
+
+        reason = ""
+        if place.rank == 0:
+            if checkpoint.stopped_by() == "SIGTERM" and not place.preempted():
+                reason = "stopped by SIGTERM, the checkpoint is written; the same command continues the run"
+            elif self.requeues >= self.max_requeues:
+                reason = self._limit()
+        reason = distributed.broadcast_object(reason)
+        if reason:
+            log.info(reason)
+        elif place.rank == 0:
+            # No signal may disturb what follows: submitit's handler dumps the next start, requeues, and exits.
+            handler: Any = signal.getsignal(signal.SIGUSR2)
+            for number in checkpoint.StopSignal.SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            handler(signal.SIGUSR2, None)
+        return reason
+
+    def _limit(self) -> str:
+        return (
+            f"not requeued: {self.requeues} requeues are the limit (profile.max_requeues); the last checkpoint is "
+            "good, the same command continues the run"
+        )
 
     def checkpoint(self) -> Any:
         """Called by submitit before it requeues: the same job again; the stage itself resumes from its run folder."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(StageJob(self.stage, self.arguments, self.directory))
+        if self.requeues >= self.max_requeues:
+            log.info(self._limit())
+            return None
+        again = StageJob(
+            self.stage,
+            self.arguments,
+            self.directory,
+            max_requeues=self.max_requeues,
+            requeues=self.requeues + 1,
+        )
+        return submitit.helpers.DelayedSubmission(again)
 
 
-def stage_runner(stage: Stage) -> Callable[[list[str]], int]:
-    """The function that runs a stage's command-line arguments in this process and returns its exit code."""
-    match stage:
-        case "ssl":
-            from dinocell import pretrain
+class JobPlace:
+    """Where this process stands in submitit's job."""
 
-            return lambda arguments: _run_recipe(pretrain.PretrainConfig, pretrain.run, arguments)
-        case "finetune":
-            from dinocell import finetune
+    def __init__(self) -> None:
+        import submitit
 
-            return lambda arguments: _run_recipe(finetune.FinetuneConfig, finetune.run, arguments)
-        case "curate":
-            from dinocell import curation
+        environment = submitit.JobEnvironment()
+        self.job: str = environment.job_id
+        self.rank: int = environment.global_rank
+        self.folder = Path(environment.paths.folder)
+        self.slurm = environment.name() == "slurm"
 
-            return lambda arguments: _curate(curation.parse(arguments))
+    def preempted(self) -> bool:
+        """Whether a SIGTERM announces a preemption: the job still counts as running, while scancel ends it at once."""
+        if not self.slurm:
+            return False
+        try:
+            shown = subprocess.run(
+                ["scontrol", "-o", "show", "job", self.job], capture_output=True, text=True, timeout=30, check=False
+            ).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return "JobState=RUNNING" in shown.split()
 
 
-def _curate(parsed: Any) -> int:
-    from dinocell import curation
+def _leave(code: int) -> None:
+    """Exit with the stage's code. Ranks that stopped together leave together: srun kills the job at the first."""
+    from dinocell import distributed
 
-    curation.run(parsed)
-    return 0
-
-
-def _run_recipe(cls: type, run: Callable[[Any], Any], arguments: list[str]) -> int:
-    path, overrides, _ = config.parse_arguments(arguments)
-    return config.run_stage(run, config.load(cls, path, overrides))
+    if code == EXIT_STOPPED:
+        distributed.barrier()
+    else:
+        distributed.abandon()
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `slurm/submit.py` command."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE + config.describe(Profile))
+    command = list(sys.argv[1:] if argv is None else argv)
+    if not command or "-h" in command or "--help" in command:
+        print(USAGE.replace("{stages}", "{" + ",".join(stages.STAGES) + "}") + config.describe(Profile))
         return 0
-    stage = _known_stage(arguments.pop(0))
-    if "--help" in arguments or "-h" in arguments:
-        print(USAGE + config.describe(Profile))
-        return 0
-    flags = {flag: flag in arguments for flag in ("--local", "--dry-run")}
-    arguments = [a for a in arguments if a not in flags]
-    profile, arguments = _take_profile(arguments)
-    _check_stage_arguments(stage, arguments)
-    job = StageJob(stage, arguments, str(Path.cwd()))
+    stage = stages.known_stage(command[0])
+    flags = {flag: flag in command for flag in ("--local", "--dry-run", "--wait", "--follow")}
+    profile, arguments = take_profile([a for a in command[1:] if a not in flags])
+    planned = stages.plan(stage, arguments)
+    job = StageJob(stage, arguments, str(Path.cwd()), max_requeues=profile.max_requeues)
     if flags["--dry-run"]:
         print(sbatch_script(profile))
         return 0
-    return _submit(job, profile, local=flags["--local"])
-
-
-def _known_stage(name: str) -> Stage:
-    if name not in STAGES:
-        raise ConfigError(f"stage {name!r} is not known; use one of {', '.join(STAGES)}")
-    return name  # type: ignore[return-value]
-
-
-def _take_profile(arguments: list[str]) -> tuple[Profile, list[str]]:
-    """Split off `--profile FILE` and `profile.key=value`."""
-    path: str | None = None
-    own: list[str] = []
-    rest: list[str] = []
-    pending = iter(arguments)
-    for argument in pending:
-        if argument == "--profile":
-            path = next(pending, None)
-            if path is None:
-                raise ConfigError("--profile needs the path of a YAML file after it")
-        elif argument.startswith("--profile="):
-            path = argument.partition("=")[2]
-        elif argument.startswith("profile."):
-            own.append(argument.removeprefix("profile."))
-        else:
-            rest.append(argument)
-    return config.load(Profile, path, own), rest
-
-
-def _check_stage_arguments(stage: Stage, arguments: list[str]) -> None:
-    """Refuse a mistyped key now, not in the job's log two days later."""
-    match stage:
-        case "ssl":
-            from dinocell.pretrain import PretrainConfig as Config
-        case "finetune":
-            from dinocell.finetune import FinetuneConfig as Config  # type: ignore[assignment]
-        case "curate":
-            from dinocell import curation
-
-            curation.parse(arguments)
-            return
-    path, overrides, _ = config.parse_arguments(arguments)
-    config.load(Config, path, overrides)
-
-
-def _parameters(profile: Profile) -> dict[str, Any]:
-    """The profile in submitit's SLURM terms."""
-    parameters: dict[str, Any] = {
-        "job_name": profile.name,
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
-        "nodes": profile.nodes,
-        "ntasks_per_node": profile.tasks_per_node,
-        "gpus_per_node": profile.gpus_per_node or None,
-        "cpus_per_task": profile.cpus_per_task,
-        "mem": f"{profile.memory_gb}GB" if profile.memory_gb else None,
-        "time": profile.time_minutes,
-        "signal_delay_s": profile.signal_delay_seconds,
-        "setup": list(profile.setup) or None,
-        "mail_user": profile.mail_user,
-        "mail_type": "END,FAIL,REQUEUE" if profile.mail_user else None,
-        # a crashed rank must end the job, not leave the others waiting in a collective
-        "srun_args": ["--kill-on-bad-exit=1"],
-        "additional_parameters": dict(profile.extra) or None,
-    }
-    return {key: value for key, value in parameters.items() if value is not None}
+    watch = _submit_here(job, profile) if flags["--local"] else _submit(job, profile)
+    script = "" if flags["--local"] else sbatch_script(profile)
+    records.write_submission(
+        planned.run_folder,
+        watch.job,
+        command=["slurm/submit.py", *command],
+        settings=planned.settings,
+        script=script,
+        profile=config.to_yaml(profile),
+    )
+    _tell(watch, planned)
+    return follow(watch, show=flags["--follow"]) if flags["--local"] or flags["--wait"] or flags["--follow"] else 0
 
 
 def sbatch_script(profile: Profile) -> str:
     """The script that would be submitted; needs no SLURM on this machine."""
     from submitit.slurm import slurm as submitit_slurm
 
-    command = f"{sys.executable} -u -m submitit.core._submit {profile.folder}"
-    return str(submitit_slurm._make_sbatch_string(command=command, folder=profile.folder, **_parameters(profile)))
+    command = f"{profile.python_command()} -u -m submitit.core._submit {profile.folder}"
+    parameters = submitit_parameters(profile)
+    return str(submitit_slurm._make_sbatch_string(command=command, folder=profile.folder, **parameters))
 
 
-def _submit(job: StageJob, profile: Profile, *, local: bool) -> int:
+def _submit(job: StageJob, profile: Profile) -> Watch:
     import submitit
 
-    if local:
-        executor: Any = submitit.LocalExecutor(folder=profile.folder, max_num_timeout=profile.max_requeues)
-        executor.update_parameters(
-            timeout_min=profile.time_minutes,
-            tasks_per_node=profile.tasks_per_node,
-            signal_delay_s=profile.signal_delay_seconds,
-        )
-    else:
-        if submitit.SlurmExecutor.affinity() < 0:
-            raise ConfigError(
-                "srun is not on this machine's PATH; submit from a login node, or use --local or --dry-run"
-            )
-        executor = submitit.SlurmExecutor(folder=profile.folder, max_num_timeout=profile.max_requeues)
-        executor.update_parameters(**_parameters(profile))
-    submitted = executor.submit(job)
-    log.info(f"job {submitted.job_id} submitted · log {submitted.paths.stdout}")
-    if not local:
-        log.info(f"watch   tail -F {submitted.paths.stdout}\nstop    scancel {submitted.job_id}")
-        log.info("resume  run the same command again: the run folder is continued")
-        return 0
-    submitted.wait()
-    error = submitted.exception()
-    if error is not None:
-        log.warning(
-            f"job {submitted.job_id} failed, see {submitted.paths.stderr}: {str(error).strip().splitlines()[-1]}"
-        )
-        return 1
-    return max(submitted.results())
+    if submitit.SlurmExecutor.affinity() < 0:
+        raise ConfigError("srun is not on this machine's PATH; submit from a login node, or use --local or --dry-run")
+    executor = submitit.SlurmExecutor(
+        folder=profile.folder, max_num_timeout=profile.max_requeues, python=profile.python_command()
+    )
+    executor.update_parameters(**submitit_parameters(profile))
+    try:
+        submitted = executor.submit(job)
+    except submitit.core.utils.FailedJobError as error:
+        raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())[:400]}") from error
+    return Watch.on_slurm(submitted)
+
+
+def _submit_here(job: StageJob, profile: Profile) -> Watch:
+    import submitit
+
+    if profile.nodes > 1:
+        raise ConfigError(f"profile.nodes: --local has one machine, not {profile.nodes}; add profile.nodes=1")
+    job.max_requeues = min(job.max_requeues, LOCAL_STARTS - 1)
+    executor = submitit.LocalExecutor(folder=profile.folder, max_num_timeout=job.max_requeues)
+    executor.update_parameters(
+        timeout_min=profile.time_minutes,
+        tasks_per_node=profile.tasks_per_node,
+        gpus_per_node=profile.gpus_per_node,
+        signal_delay_s=profile.signal_delay_seconds,
+    )
+    return Watch.on_this_machine(executor.submit(job))
+
+
+def _tell(watch: Watch, planned: Plan) -> None:
+    log.info(f"job     {watch.job}")
+    log.info(f"run     {planned.run_folder}")
+    log.info(f"watch   tail -F {watch.logs[0]}")
+    log.info(f"stop    {watch.stop_command}")
+    log.info("resume  run the same command again: the run folder is continued")

@@ -17,7 +17,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dinocell import distributed, log
-from dinocell.checkpoint import CheckpointManager, StopSignal, atomic_write_text, rng_state, set_rng_state
+from dinocell.checkpoint import (
+    CheckpointManager,
+    StopSignal,
+    atomic_write_text,
+    rng_state,
+    seed_generators,
+    set_rng_state,
+)
 from dinocell.config import to_dict, to_yaml
 from dinocell.device import autocast, choose_dtype
 from dinocell.errors import DataError
@@ -69,7 +76,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.paths = find_images(config.data.root)
         self.manager = CheckpointManager(self.folder / "checkpoints", config.keep_checkpoints)
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed)
 
         found = load_latest(config)
         backbone = make_backbone(config) if found is None else restore_backbone(config, found[1])

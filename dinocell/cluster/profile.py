@@ -1,0 +1,147 @@
+"""What to ask the cluster for: one small YAML file per cluster and size of job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dinocell import config
+from dinocell.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What to ask the cluster for."""
+
+    name: str = config.field("dinocell", "job name")
+    folder: str = config.field("slurm_logs", "folder of job scripts and logs; %j becomes the job's number")
+    partition: str | None = config.field(None, "SLURM partition")
+    account: str | None = config.field(None, "account to charge")
+    qos: str | None = config.field(None, "quality of service")
+    constraint: str | None = config.field(None, "node features, as sbatch --constraint")
+    nodes: int = config.field(1, "nodes", "nodes")
+    tasks_per_node: int = config.field(1, "processes per node: one per GPU", "processes")
+    gpus_per_node: int = config.field(0, "GPUs per node", "GPUs")
+    gpu_type: str | None = config.field(None, "kind of GPU where the cluster has several, e.g. a100")
+    cpus_per_task: int = config.field(2, "CPU cores per process: its own and its data workers'", "cores")
+    memory_gb: int | None = config.field(None, "memory per node; null leaves the cluster's default", "GB")
+    time_minutes: int = config.field(60, "time limit", "min")
+    signal_delay_seconds: int = config.field(120, "warning before the time limit, in which to save and requeue", "s")
+    max_requeues: int = config.field(20, "how often a job may put itself back into the queue")
+    array_parallelism: int = config.field(64, "tasks of an array that run at the same time", "tasks")
+    modules: tuple[str, ...] = config.field((), "environment modules to load, in order")
+    conda: str | None = config.field(None, "conda environment to activate: a name or a folder")
+    venv: str | None = config.field(None, "virtual environment to activate: its folder")
+    setup: tuple[str, ...] = config.field((), "further shell lines before the job")
+    container: str | None = config.field(None, "command put before python, e.g. apptainer exec --nv image.sif")
+    python: str | None = config.field(
+        None, "interpreter of the job; null takes the one that submits, or python with conda, venv or container"
+    )
+    mail_user: str | None = config.field(None, "address for SLURM's mails")
+    mail_type: str = config.field("END,FAIL,REQUEUE", "occasions of a mail, if mail_user is set")
+    extra: dict[str, str] = config.field(factory=dict, doc="further sbatch options, name: value")
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "tasks_per_node", "cpus_per_task", "time_minutes", "array_parallelism"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"profile.{key}: {getattr(self, key)} is too small; at least 1")
+        for key in ("gpus_per_node", "max_requeues"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"profile.{key}: {getattr(self, key)} is too small; at least 0")
+        if self.gpus_per_node and self.tasks_per_node != self.gpus_per_node:
+            raise ConfigError(
+                f"profile.tasks_per_node: {self.tasks_per_node} processes for {self.gpus_per_node} GPUs a node; "
+                f"every GPU needs its own process, set tasks_per_node={self.gpus_per_node}"
+            )
+        if not 0 < self.signal_delay_seconds < 60 * self.time_minutes:
+            raise ConfigError(
+                f"profile.signal_delay_seconds: {self.signal_delay_seconds} s of warning do not fit into "
+                f"time_minutes={self.time_minutes}"
+            )
+        if self.conda and self.venv:
+            raise ConfigError(f"profile.conda: {self.conda!r} and venv {self.venv!r} are both set; choose one")
+
+    def setup_lines(self) -> list[str]:
+        """Shell lines that prepare the environment, in the batch script before the job."""
+        lines = [f"module load {name}" for name in self.modules]
+        if self.conda:
+            lines += [
+                'source "$(conda info --base)/etc/profile.d/conda.sh"',
+                f"conda activate {shlex.quote(self.conda)}",
+            ]
+        if self.venv:
+            lines.append(f"source {shlex.quote(f'{self.venv}/bin/activate')}")
+        return [*lines, *self.setup]
+
+    def python_command(self) -> str:
+        """The shell words that start the job's interpreter."""
+        other = self.conda or self.venv or self.container
+        python = self.python or ("python" if other else shlex.quote(sys.executable))
+        return f"{self.container} {python}" if self.container else python
+
+
+def take_profile(arguments: Sequence[str]) -> tuple[Profile, list[str]]:
+    """Split `--profile FILE` and `profile.key=value` off a command line; returns the profile and the rest.
+
+    Raises:
+        ConfigError: the file is missing, or a key or value is wrong.
+    """
+    path: str | None = None
+    own: list[str] = []
+    rest: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == "--profile":
+            path = next(pending, None)
+            if path is None:
+                raise ConfigError("--profile needs the path of a YAML file after it")
+        elif argument.startswith("--profile="):
+            path = argument.partition("=")[2]
+        elif argument.startswith("profile."):
+            own.append(argument.removeprefix("profile."))
+        else:
+            rest.append(argument)
+    return config.load(Profile, path, own), rest
+
+
+def submitit_parameters(profile: Profile) -> dict[str, Any]:
+    """The profile in the terms of submitit's SLURM executor."""
+    gpus = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else profile.gpus_per_node
+    parameters: dict[str, Any] = {
+        "job_name": profile.name,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "nodes": profile.nodes,
+        "ntasks_per_node": profile.tasks_per_node,
+        "gpus_per_node": gpus if profile.gpus_per_node else None,
+        "cpus_per_task": profile.cpus_per_task,
+        "mem": f"{profile.memory_gb}GB" if profile.memory_gb else None,
+        "time": profile.time_minutes,
+        "signal_delay_s": profile.signal_delay_seconds,
+        "array_parallelism": profile.array_parallelism,
+        "setup": profile.setup_lines() or None,
+        "teardown": failure_lines(profile.folder),
+        "mail_user": profile.mail_user,
+        "mail_type": profile.mail_type if profile.mail_user else None,
+        # a crashed rank must end the job, not leave the others waiting in a collective
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "additional_parameters": dict(profile.extra) or None,
+    }
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def failure_lines(folder: str) -> list[str]:
+    """Shell lines after the job: the log of rank 0 ends with the ranks that failed, the first one first."""
+    where = shlex.quote(folder).replace("%j", "'$id'" if shlex.quote(folder) != folder else "$id")
+    return [
+        "code=$?",
+        'id="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+        f'ends=$(ls -tr {where}/"$id"_*_end.txt 2>/dev/null)',
+        '[ -z "$ends" ] || sed -n -e "/^0 /d" -e "/^75 /d" -e "s/^[0-9]* //p" $ends >&2',
+        "exit $code",
+    ]
