@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-slurm check bench clean
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,8 +13,11 @@ $(VENV)/.installed: setup.py constraints.txt
 demo: $(VENV)/.installed       ## both stages on the embedded sample, then segmentation (about 6 minutes on 2 cores)
 	$(BIN)/dinocell demo
 
-test: $(VENV)/.installed       ## the whole test suite
+test: $(VENV)/.installed       ## the test suite but for tests/slurm
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-slurm: $(VENV)/.installed ## both stages on a two-node SLURM that the tests start here (needs slurm-wlm and munge)
+	$(BIN)/python -m pytest -q -m slurm tests/slurm
 
 check: $(VENV)/.installed      ## lint, format and types
 	$(BIN)/ruff check .
