@@ -33,11 +33,30 @@ class Turn:
             array = array[:, ::-1]
         return np.ascontiguousarray(np.rot90(array, self.quarter_turns))
 
+    @property
+    def number(self) -> int:
+        """0 to 7: which of the eight symmetries of the square this is (mirroring in y is in x, then half a turn)."""
+        return 4 * (self.flip_y != self.flip_x) + (self.quarter_turns + 2 * self.flip_y) % 4
+
+    @staticmethod
+    def of_number(number: int) -> Turn:
+        """The symmetry of a number from 0 to 7."""
+        return Turn(flip_x=number >= 4, quarter_turns=number % 4)
+
 
 def random_turn(config: AugmentConfig, rng: np.random.Generator) -> Turn:
     """Draw mirroring and a multiple of 90 degrees."""
     flip_y, flip_x = (bool(rng.integers(2)) if config.flips else False for _ in range(2))
     return Turn(flip_y=flip_y, flip_x=flip_x, quarter_turns=int(rng.integers(4)) if config.rotations else 0)
+
+
+def possible_turns(config: AugmentConfig) -> tuple[int, ...]:
+    """Numbers of the symmetries that `random_turn` can draw."""
+    flips = (False, True) if config.flips else (False,)
+    quarters = range(4) if config.rotations else range(1)
+    return tuple(
+        sorted({Turn(flip_y=y, flip_x=x, quarter_turns=q).number for y in flips for x in flips for q in quarters})
+    )
 
 
 def log_uniform(bounds: tuple[float, float], rng: np.random.Generator) -> float:

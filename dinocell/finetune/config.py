@@ -47,6 +47,9 @@ class DataConfig:
 class AugmentConfig:
     """Random changes of a crop. Brightness and inversion are the paper's (§3.3.4); the stronger ones start off."""
 
+    positions: Literal["random", "grid"] = field(
+        "random", "where crops are cut: anywhere, or one of the windows that inference would use"
+    )
     flips: bool = field(True, "mirror in y and in x, each with probability 0.5; exact for flows")
     rotations: bool = field(True, "turn by a random multiple of 90 degrees; exact for flows")
     brightness: tuple[float, float] = field((0.95, 1.05), "range of the factor on the gray value (§3.3.4)")
@@ -70,6 +73,8 @@ class AugmentConfig:
             _range(f"augment.{name}", getattr(self, name), positive=True)
         for name in ("blur_sigma", "noise_std"):
             _range(f"augment.{name}", getattr(self, name), positive=False)
+        if self.positions == "grid" and (self.scale != (1.0, 1.0) or self.cell_focus):
+            raise ConfigError("augment.positions: grid fixes place and size of crops; set scale=[1,1] and cell_focus=0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,13 @@ class BackboneConfig:
     )
     last_k: int = field(4, "blocks trained with train=last_k (the final norm goes with them)", "blocks")
     unfreeze_after: float = field(0.1, "share of the training after which train=unfreeze_after thaws the backbone")
+    cache_tokens: bool = field(
+        False, "with train=frozen: compute the patch tokens of every window and turn once, before the first step"
+    )
+    cache_dir: str = field("", "folder of the cached tokens, which runs may share; empty = output_dir/tokens")
+    cache_gb: float = field(
+        20.0, "disk for cached tokens; windows beyond it go through the backbone in every step", "GiB"
+    )
     layer_decay: float = field(1.0, "learning rate of a block = this ** (blocks above it + 1); 1 = one rate (§3.3.3)")
 
     def __post_init__(self) -> None:
@@ -101,6 +113,7 @@ class BackboneConfig:
         _between("backbone.layer_decay", self.layer_decay, 1e-3, 1.0)
         _between("backbone.unfreeze_after", self.unfreeze_after, 0.0, 1.0)
         _at_least("backbone.last_k", self.last_k, 1)
+        _at_least("backbone.cache_gb", self.cache_gb, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +212,26 @@ class FinetuneConfig:
                 f"input_size: {self.network_size} px is not a multiple of backbone.patch_size="
                 f"{self.backbone.patch_size}; use {near}"
             )
+        if self.backbone.cache_tokens:
+            self._check_cacheable()
+
+    def _check_cacheable(self) -> None:
+        """Cached tokens need crops that come back unchanged, and a backbone that stays as it is."""
+        needed = {
+            "backbone.train": (self.backbone.train, "frozen"),
+            "backbone.drop_path": (self.backbone.drop_path, 0.0),
+            "augment.positions": (self.augment.positions, "grid"),
+            "augment.brightness": (self.augment.brightness, (1.0, 1.0)),
+            "augment.gamma": (self.augment.gamma, (1.0, 1.0)),
+            **{f"augment.{name}": (getattr(self.augment, name), 0.0) for name in ("invert", "blur", "noise")},
+        }
+        wrong = [
+            f"{name}={list(value) if isinstance(value, tuple) else value}".replace(" ", "")
+            for name, (own, value) in needed.items()
+            if own != value
+        ]
+        if wrong:
+            raise ConfigError(f"backbone.cache_tokens: needs crops that do not change; set {' '.join(wrong)}")
 
     @property
     def network_size(self) -> int:

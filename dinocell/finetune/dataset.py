@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from dinocell.finetune.augment import (
 )
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.sampler import SampleOrder, sample_rng
+from dinocell.inference.tiling import windows
 from dinocell.objectives import Objective
 
 
@@ -61,11 +63,26 @@ class PreparedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One training crop: image (H, W), target (K, H, W) and pixel weight (H, W), all float32."""
+    """One training crop: image (H, W), target (K, H, W) and pixel weight (H, W), all float32.
+
+    Attributes:
+        window, turn: numbers of the window of the grid and of the symmetry; None where crops are cut anywhere.
+        tokens: the backbone's cached patch tokens (N, D) float16, if there are any.
+    """
 
     image: NDArray[np.float32]
     target: NDArray[np.float32]
     weight: NDArray[np.float32]
+    window: int | None = None
+    turn: int | None = None
+    tokens: NDArray[np.float16] | None = None
+
+
+class TokenSource(Protocol):
+    """Where the cached tokens of a crop come from."""
+
+    def get(self, image: int, window: int, turn: int) -> NDArray[np.float16] | None:
+        """Tokens (N, D) of a window of an image, turned; None when they are not kept."""
 
 
 def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> PreparedImage:
@@ -179,8 +196,9 @@ class CropDataset:
     """Makes the training sample of a number; the same number always gives the same sample."""
 
     def __init__(self, store: ImageStore, order: SampleOrder, objective: Objective, config: FinetuneConfig) -> None:
-        self._store, self._order, self._objective = store, order, objective
+        self.store, self._order, self._objective = store, order, objective
         self._config = config
+        self.tokens: TokenSource | None = None
 
     def __call__(self, number: int) -> Sample:
         """Sample `number`: the crop of an image drawn by the sampling rule.
@@ -189,19 +207,31 @@ class CropDataset:
             DataError: no image of the training set can be used.
         """
         index = self._order(number)
-        for offset in range(len(self._store)):
-            prepared = self._store.get((index + offset) % len(self._store))
+        for offset in range(len(self.store)):
+            usable = (index + offset) % len(self.store)
+            prepared = self.store.get(usable)
             if prepared is not None:
-                return self.cut(prepared, sample_rng(self._config.seed, number))
-        raise DataError(f"none of the {len(self._store)} training images can be used; see the warnings above")
+                sample = self.cut(prepared, sample_rng(self._config.seed, number))
+                if self.tokens is None or sample.window is None or sample.turn is None:
+                    return sample
+                return replace(sample, tokens=self.tokens.get(usable, sample.window, sample.turn))
+        raise DataError(f"none of the {len(self.store)} training images can be used; see the warnings above")
 
     def cut(self, prepared: PreparedImage, rng: np.random.Generator) -> Sample:
         """A random, augmented crop of one image with its target and weight."""
         config, size = self._config.augment, self._config.crop_size
         zoom = log_uniform(config.scale, rng)
         window = min(max(1, round(size / zoom)), min(prepared.image.shape))
-        centre = focus_point(prepared.boxes, rng) if config.cell_focus and rng.random() < config.cell_focus else None
-        y, x = crop_corner(_shape2(prepared.image), window, centre, rng)
+        number = None
+        if config.positions == "grid":
+            grid = grid_windows(_shape2(prepared.image), self._config)
+            number = int(rng.integers(len(grid)))
+            y, x = grid[number]
+        else:
+            focused = config.cell_focus and rng.random() < config.cell_focus
+            y, x = crop_corner(
+                _shape2(prepared.image), window, focus_point(prepared.boxes, rng) if focused else None, rng
+            )
         turn = random_turn(config, rng)
 
         image = prepared.image[y : y + window, x : x + window]
@@ -218,6 +248,8 @@ class CropDataset:
                 self._objective.transform_targets(target, turn.flip_y, turn.flip_x, turn.quarter_turns)
             ),
             weight=turn.apply(weight).astype(np.float32, copy=False),
+            window=number,
+            turn=None if number is None else turn.number,
         )
 
     def _target(self, prepared: PreparedImage, window: tuple[int, int, int]) -> NDArray[np.float32]:
@@ -227,6 +259,11 @@ class CropDataset:
             return self._objective.targets(resize_labels(prepared.labels[y : y + side, x : x + side], (size, size)))
         region, (top, left) = labels_around(prepared.labels, prepared.boxes, window, size)
         return self._objective.targets(region)[:, top : top + size, left : left + size]
+
+
+def grid_windows(shape: tuple[int, int], config: FinetuneConfig) -> list[tuple[int, int]]:
+    """Corners (y, x) of the windows that inference cuts an image of `shape` into; each fills a crop."""
+    return [(w.y, w.x) for w in windows(shape, config.crop_size, config.overlap)]
 
 
 def focus_point(boxes: NDArray[np.int64], rng: np.random.Generator) -> tuple[float, float] | None:

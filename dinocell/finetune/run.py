@@ -24,6 +24,7 @@ from dinocell.finetune.loss_terms import loss_terms
 from dinocell.finetune.model import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
 from dinocell.finetune.output import RunOutput
 from dinocell.finetune.setup import RunData, check_resumable, open_run_data
+from dinocell.finetune.token_cache import build_token_cache, known_tokens
 from dinocell.finetune.tuning import tune
 from dinocell.finetune.validation import Validation, Validator, decoding_while_training
 from dinocell.log import RunLogger
@@ -108,6 +109,10 @@ class Trainer:
             log.info(
                 f"{self.config.output_dir} is already trained to step {self.step}; train longer or stop later to go on"
             )
+        elif self.config.backbone.cache_tokens:
+            self.data.train.tokens = build_token_cache(
+                self.module, self.data.train.store, self.config, self.device, self.dtype
+            )
         with StopSignal() as stop:
             if not finished and not self._loop(stop):
                 log.info(
@@ -179,7 +184,7 @@ class Trainer:
             share = weight * (self.world.world_size / total)  # DDP averages over processes
             with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
                 with autocast(self.device, self.dtype):
-                    prediction = model(here.image)
+                    prediction = model(here.image, known_tokens(self.module, here))
                 loss = self.objective.loss(prediction, here.target, here.weight)
                 (loss * share).backward()
             for name, value in loss_terms(self.objective, loss, prediction, here).items():

@@ -60,12 +60,13 @@ class SegmentationModel(nn.Module):
         self.register_buffer("rgb_mean", mean.reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("rgb_std", std.reshape(1, 3, 1, 1), persistent=False)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Raw maps of preprocessed crops.
 
         Args:
             z: [B, 1, H, W] of zero mean and unit variance over the whole image; usually H = W = crop_size. Other
                 sizes are resized by the same factor.
+            tokens: what `encode(z)` gives, where it is known already (a frozen backbone's cached tokens).
 
         Returns:
             [B, K, H, W], without activation.
@@ -73,17 +74,27 @@ class SegmentationModel(nn.Module):
         Raises:
             ValueError: the resized crop is not a multiple of the patch.
         """
-        x = self._backbone_input(z)
-        tokens = self.backbone.forward_features(x)["x_norm_patchtokens"]  # [B, N, D]
-        rows, columns = (side // self.backbone.patch_size for side in x.shape[-2:])
+        if tokens is None:
+            tokens = self.encode(z)
+        rows, columns = (side // self.backbone.patch_size for side in self._input_shape(z))
         features = tokens.transpose(1, 2).unflatten(2, (rows, columns))  # [B, D, rows, columns]
         maps: Tensor = self.decoder(features, z)
         return maps
 
-    def _backbone_input(self, z: Tensor) -> Tensor:
-        """Crops at the backbone's resolution and in its value range: [B, C, ·, ·]."""
+    def encode(self, z: Tensor) -> Tensor:
+        """The backbone's normed patch tokens [B, N, D] of crops [B, 1, H, W] as for `forward`."""
+        tokens: Tensor = self.backbone.forward_features(self._backbone_input(z))["x_norm_patchtokens"]
+        return tokens
+
+    def _input_shape(self, z: Tensor) -> tuple[int, int]:
+        """Height and width of crops at the backbone's resolution."""
         # Rounding in integers, so that the model can be traced.
         height, width = ((side * self.input_size + self.crop_size // 2) // self.crop_size for side in z.shape[-2:])
+        return height, width
+
+    def _backbone_input(self, z: Tensor) -> Tensor:
+        """Crops at the backbone's resolution and in its value range: [B, C, ·, ·]."""
+        height, width = self._input_shape(z)
         if (height, width) != tuple(z.shape[-2:]):
             shrinks = self.input_size < self.crop_size
             z = F.interpolate(z, size=(height, width), mode="bicubic", align_corners=False, antialias=shrinks)
