@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--flow-threshold", type=float, default=0.4, help="Cellpose's flow check; 0 = none")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")
@@ -48,7 +49,7 @@ def main() -> None:
         # Cellpose takes flows at 5x and compares a logit with 0.
         scaled, logit = (5 * given).astype(np.float32), (probability - 0.5).astype(np.float32)
         start = time.perf_counter()
-        masks = dynamics.resize_and_compute_masks(scaled, logit, device=device)
+        masks = dynamics.resize_and_compute_masks(scaled, logit, device=device, flow_threshold=arguments.flow_threshold)
         decode_seconds.append(time.perf_counter() - start)
     np.savez(
         arguments.output,

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from dinocell import log
 from dinocell.inference.result import cell_probability
-from dinocell.objectives import Objective, ObjectiveConfig, build_objective
+from dinocell.objectives import Frame, Objective, ObjectiveConfig, build_objective
 
 BLOCK = 2048
 HALO = 256
@@ -102,7 +102,7 @@ def _decode_core(
         region = core.grown(halo, size)
         objective = _objective_for(config, region, size)
         part = np.ascontiguousarray(maps[(slice(None), *region.slices)])
-        labels = objective.decode(part)
+        labels = objective.decode(part, Frame(y=region.y0, x=region.x0, height=size[0], width=size[1]))
         boxes = ndimage.find_objects(labels)
         if not _reaches_rim(labels, boxes, part, objective, config, core, region, size):
             break

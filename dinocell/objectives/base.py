@@ -18,6 +18,21 @@ Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where maps lie in the image they are a part of, in pixels; sampling depends on it.
+
+    Attributes:
+        y, x: the image's row and column of the maps' first pixel.
+        height, width: the image's size.
+    """
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+
 class Objective(Protocol):
     """The maps a decoder predicts, how they are learnt, and how they become labels."""
 
@@ -31,8 +46,11 @@ class Objective(Protocol):
     def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Raw maps and targets [B, K, H, W], weight [B, 1, H, W] ≥ 0 → scalar; 0 when every weight is 0."""
 
-    def decode(self, prediction: Array) -> Labels:
-        """Raw network output (K, H, W) → labels (H, W) int32, 1…n without gaps, 0 = background."""
+    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
+        """Raw network output (K, H, W) → labels (H, W) int32, 1…n without gaps, 0 = background.
+
+        `frame` says where the maps lie in a larger image; without it they are the image.
+        """
 
     def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
         """Targets of the image after flips, then `rot90_k` counter-clockwise quarter turns (as `np.rot90`)."""

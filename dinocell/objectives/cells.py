@@ -36,6 +36,22 @@ class Cells:
         boxes = self.boxes.astype(np.int64)
         return np.stack([boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]], axis=1)
 
+    def without(self, chosen: npt.NDArray[np.bool_]) -> Cells:
+        """The other cells, numbered 1…n; **overwrites** `labels`. Nothing is touched where nothing changes."""
+        if not chosen.any() and (len(self.numbers) == 0 or self.numbers[-1] == len(self.numbers)):
+            return self
+        kept = np.flatnonzero(~chosen)
+        table = np.zeros(len(self.index), np.int32)
+        table[self.numbers[kept]] = np.arange(1, len(kept) + 1, dtype=np.int32)
+        _translate(self.labels, table)
+        return Cells(
+            labels=self.labels,
+            index=np.arange(-1, len(kept), dtype=np.int32),
+            numbers=np.arange(1, len(kept) + 1, dtype=np.int32),
+            boxes=self.boxes[kept],
+            areas=self.areas[kept],
+        )
+
 
 def compact_labels(labels: npt.ArrayLike) -> Labels:
     """Returns `labels` as C-contiguous int32 (H, W) whose largest number is small enough for a look-up table.
@@ -87,6 +103,14 @@ def find_cells(labels: npt.ArrayLike) -> Cells:
     index = np.full(largest + 1, -1, np.int32)
     index[numbers] = np.arange(len(numbers), dtype=np.int32)
     return Cells(labels=compact, index=index, numbers=numbers, boxes=boxes[numbers], areas=areas[numbers])
+
+
+@kernel
+def _translate(labels, table):  # type: ignore[no-untyped-def]
+    flat = labels.ravel()
+    for i in range(flat.size):
+        if flat[i] > 0:
+            flat[i] = table[flat[i]]
 
 
 @kernel

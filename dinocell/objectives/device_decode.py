@@ -1,15 +1,17 @@
-"""Flow decoding with torch operations, on whatever device the maps are; the steps are those of dynamics.py.
+"""Flow decoding with torch operations, on whatever device the maps are; the steps are those of walk.py and dynamics.py.
 
 Filling holes is the one step done on the CPU: its region search is sequential, and cheap.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinocell.objectives import dynamics
+from dinocell.objectives import dynamics, walk
 from dinocell.objectives.device_targets import masks_to_flows_device
 from dinocell.objectives.flows import DecodeReport, Variant
 from dinocell.objectives.regions import fill_holes
@@ -25,7 +27,7 @@ def decode_flows_device(
     flow_error: float = 0.4,
     max_size_fraction: float = 0.4,
     min_size: int = 15,
-    max_steps: int = dynamics.MAX_STEPS,
+    max_steps: int = walk.MAX_STEPS,
     variant: Variant = "cellpose",
 ) -> tuple[Tensor, DecodeReport]:
     """As `flows.decode_flows`, for tensors flows (2, H, W) and probability (H, W) on one device.
@@ -89,56 +91,74 @@ def _relabel(labels: Tensor, keep: Tensor) -> Tensor:
     return table[labels.long()]
 
 
-def _step(pairs: Tensor, position: Tensor, last: Tensor) -> Tensor:
-    """Positions [P, 2] after one Euler step, bilinear sampling of pairs [H + 1, W + 1, 2], clamped to the image."""
-    corner = position.long()  # [P, 2]
-    row, column = corner.unbind(1)
-    fy, fx = (position - corner).unbind(1)
-    weights = (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
-    corners = pairs[row, column], pairs[row, column + 1], pairs[row + 1, column], pairs[row + 1, column + 1]
-    move = sum((w[:, None] * c for w, c in zip(weights, corners, strict=True)), torch.zeros_like(position))
-    return torch.minimum((position + move).clamp(min=0), last)
-
-
 def _end_points(flows: Tensor, inside: Tensor, max_steps: int) -> Tensor:
-    """Flat index [P] of the pixel where each pixel of `inside` ends, legs joined (see dynamics.py)."""
+    """Flat index [P] of the pixel where each pixel of `inside` ends (see walk.py)."""
     height, width = inside.shape
-    usable = inside & (flows.abs() < float(dynamics.FASTEST)).all(dim=0)
-    pairs = F.pad(torch.where(usable, flows, 0).permute(1, 2, 0), (0, 0, 0, 1, 0, 1))  # [H + 1, W + 1, 2]
-    start = torch.nonzero(inside).float()  # [P, 2]
-    end, sink = _walk(pairs, start, max_steps, torch.tensor([height - 1.0, width - 1.0], device=flows.device))
-    row, column = (end + 0.5).long().unbind(1)
-    sink |= ~inside[row, column]
-    order = torch.cumsum(inside.flatten().long(), 0) - 1  # [H · W] number of each inside pixel
-    ends = row * width + column  # [P]
-    onward = torch.where(sink, torch.arange(len(ends), device=ends.device), order[ends])
-    for _ in range(32):
-        further = onward[onward]
-        if torch.equal(further, onward):
-            break
-        onward = further
-    return ends[onward]
-
-
-def _walk(pairs: Tensor, start: Tensor, max_steps: int, last: Tensor) -> tuple[Tensor, Tensor]:
-    """One leg of every pixel: end positions [P, 2], and which [P] are sinks."""
-    end = start.clone()
-    sink = torch.ones(len(start), dtype=torch.bool, device=start.device)
-    active = torch.arange(len(start), device=start.device)
-    here, before, origin = start, torch.full_like(start, -9.0), start
-    for _ in range(max_steps):
+    usable = inside & (flows.abs() < float(walk.FASTEST)).all(dim=0)
+    pairs = F.pad(torch.where(usable, flows, 0).permute(1, 2, 0), (0, 0, 1, 1, 1, 1))  # [H + 2, W + 2, 2]
+    start = torch.nonzero(inside)  # [P, 2]
+    way = torch.empty(start.shape, device=flows.device)
+    active = torch.arange(len(start), device=flows.device)
+    walker = _Walker(pairs, start, (height, width))
+    now, before = torch.zeros_like(way), torch.full_like(way, -9.0)
+    mark = now
+    for step in range(max_steps + height + width):
         if len(active) == 0:
             break
-        ahead = _step(pairs, here, last)
+        if step >= max_steps and (step - max_steps) % walk.PROBE == 0:
+            going = (now - mark[active]).abs().amax(dim=1) >= walk.GOING
+            way[active[~going]] = now[~going]
+            active, now, before = active[going], now[going], before[going]
+            walker = walker.keep(going)
+        if (max_steps - step) % walk.PROBE == 0:
+            mark = way.clone()
+            mark[active] = now
+        ahead = walker.advance(now)
         apart = (ahead - before).abs().amax(dim=1)
-        back = ((ahead - here) * (here - before)).sum(dim=1) < 0
-        arrived = (apart < dynamics.SWING) & (back | (apart < dynamics.STILL))
-        staged = ~arrived & ((ahead - origin).abs().amax(dim=1) >= dynamics.LEG)
-        end[active] = torch.where(arrived[:, None], (here + ahead) * 0.5, ahead)
-        sink[active[staged]] = False
-        moving = ~(arrived | staged)
-        active, before, here, origin = active[moving], here[moving], ahead[moving], origin[moving]
-    return end, sink
+        back = ((ahead - now) * (now - before)).sum(dim=1) < 0
+        arrived = (apart < walk.SWING) & (back | (apart < walk.STILL))
+        # A swing of two steps: where the last step leaves the pixel depends on how many are left.
+        there = now if step < max_steps and (max_steps - step) % 2 == 0 else ahead
+        way[active[arrived]] = there[arrived]
+        active, before, now = active[~arrived], now[~arrived], ahead[~arrived]
+        walker = walker.keep(~arrived)
+    way[active] = now
+    ends = start + way.floor().long()
+    return ends[:, 0] * width + ends[:, 1]
+
+
+class _Walker:
+    """The pixels still under way, and one Euler step of all of them."""
+
+    def __init__(self, pairs: Tensor, start: Tensor, size: tuple[int, int]) -> None:
+        scales, offsets = zip(*(walk.sampling(length, 0, length) for length in size), strict=True)
+        self.pairs = pairs  # [H + 2, W + 2, 2]
+        self.scale = torch.tensor([float(scale) for scale in scales], device=pairs.device)
+        columns = [torch.from_numpy(offset).to(pairs.device)[start[:, i]] for i, offset in enumerate(offsets)]
+        self.offset = torch.stack(columns, dim=1)  # [P, 2]
+        self.start = start
+        self.least = -start.float()
+        self.most = torch.tensor(size, device=pairs.device) - 1 - start.float()
+
+    def keep(self, chosen: Tensor) -> _Walker:
+        """The walker of the chosen pixels only."""
+        if bool(chosen.all()):
+            return self
+        kept = copy.copy(self)
+        kept.offset, kept.start = self.offset[chosen], self.start[chosen]
+        kept.least, kept.most = self.least[chosen], self.most[chosen]
+        return kept
+
+    def advance(self, way: Tensor) -> Tensor:
+        """Ways [P, 2] after one step, bilinear sampling, clamped to the image."""
+        place = way * self.scale + self.offset
+        corner = place.floor()
+        fy, fx = (place - corner).unsqueeze(2).unbind(1)  # [P, 1] each
+        row, column = (self.start + corner.long() + 1).unbind(1)
+        a, b = self.pairs[row, column], self.pairs[row, column + 1]
+        c, d = self.pairs[row + 1, column], self.pairs[row + 1, column + 1]
+        upper, lower = a + fx * (b - a), c + fx * (d - c)
+        return torch.minimum(torch.maximum(way + (upper + fy * (lower - upper)), self.least), self.most)
 
 
 def _label_sinks(ends: Tensor, inside: Tensor) -> Tensor:

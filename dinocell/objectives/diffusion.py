@@ -18,13 +18,19 @@ import numpy.typing as npt
 from dinocell.objectives.cells import Cells
 from dinocell.objectives.jit import kernel
 
-# Pixels per pass: the buffers of this size in float64 stay in the first-level cache.
-CHUNK = 1536
+# Pixels per pass: the buffers of this size in float32 stay in the first-level cache.
+CHUNK = 3072
 # Stop once no pixel changes by more than this part of itself in a step: heat only grows, and what is left to come is
 # a smooth change far below what a direction can show.
 SETTLED = 1e-8
 # Differences below this part of the heat are rounding: the point is flat.
-FLAT = 1e-12
+FLAT = 1e-9
+# Last steps of each cell, in float64.
+POLISH = 16
+# Heat added in each step. A power of two scales exactly, and a large one keeps the far end of a cell a normal float32.
+HEAT = 2.0**100
+# Heat below which float32 loses digits: a cell so long is solved again in float64.
+FAINT = 1e-30
 
 
 def iterations(cells: Cells, shared: bool) -> npt.NDArray[np.int64]:
@@ -67,7 +73,7 @@ def fill_flows(
 
 @kernel
 def _sources(labels, number, box, cellpose):  # type: ignore[no-untyped-def]
-    """Flat indices, in the zero-bordered box, of the pixels where the cell's heat starts.
+    """(row, column) inside the box, (n, 2), of the pixels where the cell's heat starts.
 
     Cellpose: the pixel nearest to the rounded centroid, first in reading order. Otherwise: all pixels nearest to the
     centroid, a choice that turns and flips with the cell.
@@ -84,7 +90,7 @@ def _sources(labels, number, box, cellpose):  # type: ignore[no-untyped-def]
     if cellpose:
         sum_y = count * _round_half_even(sum_y, count)
         sum_x = count * _round_half_even(sum_x, count)
-    found = np.empty(1 if cellpose else count, np.int64)
+    found = np.empty((1 if cellpose else count, 2), np.int64)
     ties = 0
     best = np.inf
     for y in range(box[1] - box[0]):
@@ -95,7 +101,7 @@ def _sources(labels, number, box, cellpose):  # type: ignore[no-untyped-def]
                     best = distance
                     ties = 0
                 if distance == best and ties < len(found):
-                    found[ties] = (y + 1) * (box[3] - box[2] + 2) + x + 1
+                    found[ties] = y, x
                     ties += 1
     return found[:ties]
 
@@ -110,26 +116,65 @@ def _round_half_even(total, count):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _diffuse(heat, vertical, ninth, width, sources, steps):  # type: ignore[no-untyped-def]
-    """Runs `steps` diffusion steps in place on the flattened box `heat` [rows · width]; its border stays 0."""
-    end = heat.size - width
+def _layout(labels, number, box, spans):  # type: ignore[no-untyped-def]
+    """Stride and first column of the flattened cell: pixel (y, x) of the box lies at (y + 1) · stride + x − first + 1.
+
+    Rows may overlap in columns as long as no pixel of the cell meets one that is not its neighbour, so a slanting
+    cell takes the room of its rows and not of its box. That holds if each row's pixels end two before those of the
+    next two rows begin, one and two strides on, and likewise upwards.
+    """
+    height = box[1] - box[0]
+    for y in range(height):
+        spans[y, 0], spans[y, 1] = box[3], -1
+        for x in range(box[2], box[3]):
+            if labels[box[0] + y, x] == number:
+                spans[y, 0] = min(spans[y, 0], x - box[2])
+                spans[y, 1] = x - box[2]
+        if spans[y, 1] < 0:  # a cell in pieces, with an empty row between them
+            return box[3] - box[2] + 2, 0
+    stride = 0
+    for y in range(height):
+        for other in range(max(y - 2, 0), min(y + 3, height)):
+            stride = max(stride, spans[y, 1] - spans[other, 0] + 2)
+    return stride, spans[0, 0]
+
+
+@kernel
+def _load(labels, number, box, stride, first, heat, vertical, ninth):  # type: ignore[no-untyped-def]
+    """Zeroes the buffers and writes 1/9 inside the cell into `ninth`."""
+    for i in range(heat.size):
+        heat[i] = 0.0
+        vertical[i] = 0.0
+        ninth[i] = 0.0
+    for y in range(box[0], box[1]):
+        row = (y - box[0] + 1) * stride + 1 - first - box[2]
+        for x in range(box[2], box[3]):
+            if labels[y, x] == number:
+                ninth[row + x] = 1.0 / 9.0
+
+
+@kernel
+def _diffuse(heat, vertical, ninth, stride, sources, steps):  # type: ignore[no-untyped-def]
+    """Runs `steps` diffusion steps in place on the flattened cell `heat`; what lies around it stays 0."""
+    begin = stride + 1
+    end = heat.size - stride - 1
     for step in range(steps):
         for source in sources:
-            heat[source] += 1.0 / len(sources)
+            heat[source] += HEAT / len(sources)
         check = step % 16 == 15
         change = 0.0
-        done = width
-        start = width
-        while start < end:
-            stop = min(start + CHUNK, end)
-            above = heat[start - width : stop - width]
+        done = begin
+        start = begin - 1
+        while start <= end:
+            stop = min(start + CHUNK, end + 1)
+            above = heat[start - stride : stop - stride]
             middle = heat[start:stop]
-            below = heat[start + width : stop + width]
+            below = heat[start + stride : stop + stride]
             total = vertical[start:stop]
             for i in range(stop - start):
                 total[i] = (above[i] + below[i]) + middle[i]
             # A pixel may be overwritten once no later vertical sum reads it, a row behind.
-            safe = stop - width if stop < end else end
+            safe = stop - stride if stop <= end else end
             if safe > done:
                 change = max(change, _spread(vertical, ninth, heat, done, safe, check))
                 done = safe
@@ -159,37 +204,44 @@ def _spread(vertical, ninth, heat, first, last, check):  # type: ignore[no-untyp
 
 
 @kernel
-def _load(labels, number, box, heat, vertical, ninth):  # type: ignore[no-untyped-def]
-    """Zeroes the buffers and writes 1/9 inside the cell into `ninth`."""
-    width = box[3] - box[2] + 2
-    for i in range(heat.size):
-        heat[i] = 0.0
-        vertical[i] = 0.0
-        ninth[i] = 0.0
-    for y in range(box[0], box[1]):
-        row = (y - box[0] + 1) * width + 1 - box[2]
-        for x in range(box[2], box[3]):
-            if labels[y, x] == number:
-                ninth[row + x] = 1.0 / 9.0
+def _solve(labels, number, box, places, stride, first, steps, single, double):  # type: ignore[no-untyped-def]
+    """Heat of one cell into double[0] (× HEAT), its mask (1/9 inside) into double[2].
+
+    The first steps run in float32 at twice the speed, the last POLISH in float64: what float32 rounds is noise from
+    pixel to pixel, which diffusion itself smooths away.
+    """
+    size = (box[1] - box[0] + 2) * stride + box[3] - box[2] + 2
+    sources = np.empty(len(places), np.int64)
+    for i in range(len(places)):
+        sources[i] = (places[i, 0] + 1) * stride + places[i, 1] + 1 - first
+    rough, vertical, ninth = single[0, :size], single[1, :size], single[2, :size]
+    _load(labels, number, box, stride, first, rough, vertical, ninth)
+    _diffuse(rough, vertical, ninth, stride, sources, max(steps - POLISH, 0))
+    # A piece of the cell away from the centre stays at zero; heat that grows too small leaves small values around
+    # what it has lost.
+    faint = False
+    for i in range(size):
+        faint |= 0 < rough[i] < FAINT
+    heat, vertical, ninth = double[0, :size], double[1, :size], double[2, :size]
+    _load(labels, number, box, stride, first, heat, vertical, ninth)
+    if faint:
+        _diffuse(heat, vertical, ninth, stride, sources, steps)
+        return
+    for i in range(size):
+        heat[i] = rough[i]
+    _diffuse(heat, vertical, ninth, stride, sources, min(steps, POLISH))
 
 
 @kernel
-def _solve(labels, number, box, steps, cellpose, buffers):  # type: ignore[no-untyped-def]
-    """Heat of one cell into buffers[0, : rows · width], its mask (1/9 inside) into buffers[2]; returns the width."""
-    width = box[3] - box[2] + 2
-    size = (box[1] - box[0] + 2) * width
-    heat, vertical, ninth = buffers[0, :size], buffers[1, :size], buffers[2, :size]
-    _load(labels, number, box, heat, vertical, ninth)
-    _diffuse(heat, vertical, ninth, width, _sources(labels, number, box, cellpose), steps)
-    return width
-
-
-@kernel
-def _workspace(first, last, boxes):  # type: ignore[no-untyped-def]
+def _longest(first, last, boxes):  # type: ignore[no-untyped-def]
+    """Elements of the largest flattened cell, and rows of the tallest one."""
     largest = 1
+    tallest = 1
     for k in range(first, last):
-        largest = max(largest, (boxes[k, 1] - boxes[k, 0] + 2) * (boxes[k, 3] - boxes[k, 2] + 2))
-    return np.empty((3, largest), np.float64)
+        height, width = boxes[k, 1] - boxes[k, 0], boxes[k, 3] - boxes[k, 2]
+        largest = max(largest, (height + 2) * (width + 2) + width + 2)
+        tallest = max(tallest, height)
+    return largest, tallest
 
 
 @kernel
@@ -205,26 +257,35 @@ def _unit(dy, dx, heat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _box_flow(heat, width, i):  # type: ignore[no-untyped-def]
-    return _unit(heat[i + width] - heat[i - width], heat[i + 1] - heat[i - 1], heat[i])
+def _write(labels, number, box, stride, first, solved, cellpose, heat, flows):  # type: ignore[no-untyped-def]
+    """Copies one cell's heat into `heat`, or its own flows (leak-free) into `flows`."""
+    for y in range(box[0], box[1]):
+        row = (y - box[0] + 1) * stride + 1 - first - box[2]
+        for x in range(box[2], box[3]):
+            if labels[y, x] != number:
+                continue
+            i = row + x
+            if cellpose:
+                heat[y, x] = solved[i] / HEAT
+            else:
+                dy = np.float64(solved[i + stride]) - solved[i - stride]
+                dx = np.float64(solved[i + 1]) - solved[i - 1]
+                flows[0, y, x], flows[1, y, x] = _unit(dy, dx, np.float64(solved[i]))
 
 
 @kernel
 def _solve_range(first, last, labels, numbers, boxes, steps, cellpose, heat, flows):  # type: ignore[no-untyped-def]
     """Heat (parity variant) or flows (leak-free) of a range of cells; one kernel, as the solver is slow to compile."""
-    buffers = _workspace(first, last, boxes)
+    largest, tallest = _longest(first, last, boxes)
+    single = np.empty((3, largest), np.float32)
+    double = np.empty((3, largest), np.float64)
+    spans = np.empty((tallest, 2), np.int64)
     for k in range(first, last):
-        box = boxes[k]
-        width = _solve(labels, numbers[k], box, steps[k], cellpose, buffers)
-        for y in range(box[0], box[1]):
-            row = (y - box[0] + 1) * width + 1 - box[2]
-            for x in range(box[2], box[3]):
-                if buffers[2, row + x] == 0:
-                    continue
-                if cellpose:
-                    heat[y, x] = buffers[0, row + x]
-                else:
-                    flows[0, y, x], flows[1, y, x] = _box_flow(buffers[0], width, row + x)
+        number, box = numbers[k], boxes[k]
+        places = _sources(labels, number, box, cellpose)
+        stride, column = _layout(labels, number, box, spans)
+        _solve(labels, number, box, places, stride, column, steps[k], single, double)
+        _write(labels, number, box, stride, column, double[0], cellpose, heat, flows)
 
 
 @kernel

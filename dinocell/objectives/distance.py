@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 from torch import Tensor
 
-from dinocell.objectives.base import Array, Labels, ObjectiveConfig, relabel, turn, weighted_mean
+from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, relabel, turn, weighted_mean
 from dinocell.objectives.cells import find_cells
 from dinocell.objectives.regions import fill_holes
 
@@ -102,7 +102,7 @@ class DistanceObjective:
         """Σ(L·M)/ΣM with L the squared difference."""
         return weighted_mean((prediction[:, 0].float() - target[:, 0].float()).square(), weight[:, 0].float())
 
-    def decode(self, prediction: Array) -> Labels:
+    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
         """Raw output (1, H, W) → labels (H, W)."""
         config = self.config
         return distance_to_masks(prediction[0], config.marker_threshold, config.mask_threshold, config.min_size)

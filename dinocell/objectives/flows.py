@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinocell import log
-from dinocell.objectives import diffusion, dynamics
-from dinocell.objectives.base import Array, Labels, ObjectiveConfig, relabel, turn, weighted_mean
+from dinocell.objectives import diffusion, dynamics, walk
+from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
 from dinocell.objectives.cells import Cells, find_cells
 from dinocell.objectives.regions import fill_holes, split_fragments
 
@@ -105,32 +105,36 @@ def decode_flows(
     flow_error: float = 0.4,
     max_size_fraction: float = 0.4,
     min_size: int = 15,
-    max_steps: int = dynamics.MAX_STEPS,
+    max_steps: int = walk.MAX_STEPS,
     variant: Variant = "cellpose",
     threads: int = 1,
+    frame: Frame | None = None,
 ) -> tuple[Labels, DecodeReport]:
-    """As `flows_to_masks`, and says what was dropped and why."""
+    """As `flows_to_masks`, and says what was dropped and why.
+
+    `frame` says where the maps lie in a larger image, so that a part decodes as the whole does.
+    """
     flows = np.ascontiguousarray(flows, np.float32)
     probability = np.ascontiguousarray(probability, np.float32)
     if flows.shape != (2, *probability.shape) or probability.ndim != 2:
         raise ValueError(f"flows must be (2, H, W) and probability (H, W), got {flows.shape} and {probability.shape}")
-    labels = dynamics.end_points(flows, probability, threshold, max_steps, threads)
+    labels = walk.end_points(flows, probability, threshold, max_steps, threads, frame)
     inside = int(np.count_nonzero(labels >= 0))
     dynamics.label_sinks(labels)
     cells = find_cells(labels)
     unassigned = inside - int(cells.areas.sum())
     large = cells.areas > max_size_fraction * labels.size
     too_large = _describe(cells, large)
-    labels, cells = _drop(labels, cells, large)
+    cells = cells.without(large)
     inconsistent: tuple[tuple[int, ...], ...] = ()
     if flow_error > 0:
         bad = flow_errors(cells, flows, variant, threads) > flow_error
         inconsistent = _describe(cells, bad)
-        labels, cells = _drop(labels, cells, bad)
-    fill_holes(labels)
-    cells = find_cells(labels)
+        cells = cells.without(bad)
+    if fill_holes(labels):
+        cells = find_cells(labels)
     small = cells.areas < min_size
-    labels, cells = _drop(labels, cells, small)
+    cells = cells.without(small)
     report = DecodeReport(
         cells=len(cells.numbers),
         too_large=too_large,
@@ -146,17 +150,6 @@ def _describe(cells: Cells, chosen: npt.NDArray[np.bool_]) -> tuple[tuple[int, .
     return tuple(tuple(int(value) for value in row) for row in rows)
 
 
-def _drop(labels: Labels, cells: Cells, chosen: npt.NDArray[np.bool_]) -> tuple[Labels, Cells]:
-    """Labels renumbered 1…n without the chosen cells, and their boxes; nothing is copied when nothing changes."""
-    numbers = cells.numbers
-    if not chosen.any() and (len(numbers) == 0 or numbers[-1] == len(numbers)):
-        return labels, cells
-    keep = np.zeros(len(cells.index) - 1, bool)
-    keep[numbers[~chosen] - 1] = True
-    labels = relabel(labels, keep)
-    return labels, find_cells(labels)
-
-
 def flows_to_masks(
     flows: npt.ArrayLike,
     probability: npt.ArrayLike,
@@ -165,7 +158,7 @@ def flows_to_masks(
     flow_error: float = 0.4,
     max_size_fraction: float = 0.4,
     min_size: int = 15,
-    max_steps: int = dynamics.MAX_STEPS,
+    max_steps: int = walk.MAX_STEPS,
     variant: Variant = "cellpose",
     threads: int = 1,
 ) -> Labels:
@@ -181,7 +174,7 @@ def flows_to_masks(
         flow_error: drop masks whose own flow differs from `flows` by more than this mean square; 0 = no check.
         max_size_fraction: drop masks larger than this part of the image.
         min_size: drop masks under this many pixels, after holes are filled.
-        max_steps: Euler steps of one leg of a way (see dynamics.py); the number of legs is not limited.
+        max_steps: Euler steps; a pixel that is then still going may take up to H + W more (see walk.py).
         variant: target variant that the flow check recomputes (see `masks_to_flows`).
         threads: threads that share rows and cells.
 
@@ -251,13 +244,13 @@ class FlowsObjective:
             return flows, torch.sigmoid(torch.from_numpy(raw)).numpy()
         return flows, np.clip(raw, 0.0, 1.0)
 
-    def decode(self, prediction: Array) -> Labels:
+    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
         """Raw output (3, H, W) → labels (H, W); warns of masks dropped for their size."""
-        labels, report = self.decode_with_report(prediction)
+        labels, report = self.decode_with_report(prediction, frame)
         announce(report, self.config.max_size_fraction)
         return labels
 
-    def decode_with_report(self, prediction: Array) -> tuple[Labels, DecodeReport]:
+    def decode_with_report(self, prediction: Array, frame: Frame | None = None) -> tuple[Labels, DecodeReport]:
         """As `decode`, and says what was dropped and why."""
         config = self.config
         return decode_flows(
@@ -268,6 +261,7 @@ class FlowsObjective:
             min_size=config.min_size,
             variant=config.flow_variant,
             threads=torch.get_num_threads(),
+            frame=frame,
         )
 
     def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:

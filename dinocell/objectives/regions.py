@@ -10,8 +10,8 @@ from dinocell.objectives.jit import kernel
 Labels = npt.NDArray[np.int32]
 
 
-def fill_holes(labels: Labels) -> None:
-    """Fills, in place, every background region that a single cell encloses.
+def fill_holes(labels: Labels) -> int:
+    """Fills, in place, every background region that a single cell encloses; returns how many pixels that were.
 
     A hole is a 4-connected background region that neither touches the image border nor a second cell: a cell lying
     inside another one stays, where Cellpose's per-mask filling overwrites it.
@@ -19,8 +19,7 @@ def fill_holes(labels: Labels) -> None:
     Args:
         labels: (H, W) int32, C-contiguous, 0 = background.
     """
-    if labels.size:
-        _fill(labels, *_regions(labels))
+    return int(_fill(labels, *_regions(labels))) if labels.size else 0
 
 
 def split_fragments(labels: Labels) -> Labels:
@@ -132,9 +131,12 @@ def _fill(labels, starts, rows, parents):  # type: ignore[no-untyped-def]
             for x in range(start, stop):
                 owner = _merge_owner(_merge_owner(owner, labels[y - 1, x]), labels[y + 1, x])
             owners[root] = owner
+    filled = 0
     for y in range(height):
         for run in range(rows[y], rows[y + 1]):
             owner = owners[parents[run]]
             if owner > 0:
                 start, stop = starts[run] - y * width, _stop(starts, rows, y, run, width)
                 labels[y, start:stop] = owner
+                filled += stop - start
+    return filled

@@ -16,7 +16,7 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 from torch import Tensor
 
-from dinocell.objectives.base import Array, Labels, ObjectiveConfig, relabel, turn, weighted_mean
+from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, relabel, turn, weighted_mean
 
 EIGHT = np.ones((3, 3), bool)
 DICE_SMOOTH = 1.0
@@ -110,7 +110,7 @@ class SemanticObjective:
             return (torch.sigmoid(raw[0]) > self.config.threshold).numpy().astype(np.uint8)
         return raw.argmax(dim=0).numpy().astype(np.uint8)
 
-    def decode(self, prediction: Array) -> Labels:
+    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
         """Raw logits (K, H, W) → labels (H, W) int32; touching regions of two classes are two cells."""
         classes = self.classes(prediction)
         labels = np.zeros(classes.shape, np.int32)

@@ -1,4 +1,5 @@
-"""Records tests/golden/objectives_cellpose.npz: Cellpose's own targets and masks of one difficult label image.
+"""Records objectives_cellpose.npz, Cellpose's own targets and masks of one difficult label image, and
+objectives_cellpose_noisy.npz, its masks from flows as an undertrained network gives them.
 
 PYTHONPATH=CELLPOSE_CHECKOUT python tests/golden/objectives_generate.py PYTHON_OF_A_VENV_WITH_CELLPOSE
 """
@@ -11,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 HERE = Path(__file__).parent
 PEER = HERE.parents[1] / "benchmarks" / "peers" / "objectives_cellpose.py"
@@ -35,21 +37,55 @@ def label_image() -> np.ndarray:
     return labels
 
 
-def main() -> None:
-    """Runs Cellpose on the image and writes labels, flows, masks and their source."""
-    labels = label_image()
+def noisy_maps(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flows (2, 144, 176) int8 in 64ths of a pixel and probability (144, 176) uint8: short, uncertain flows."""
+    rng = np.random.default_rng(seed)
+    shape = 144, 176
+    centres = rng.uniform(0, shape, (30, 2))
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    offset = centres[:, :, None, None] - np.stack([y, x])  # (30, 2, 144, 176)
+    distance = np.hypot(offset[:, 0], offset[:, 1])
+    nearest = distance.argmin(axis=0)
+    toward = np.take_along_axis(offset, nearest[None, None], axis=0)[0]
+    reach = np.take_along_axis(distance, nearest[None], axis=0)[0]
+    unit = toward / np.maximum(reach, 1)
+    noise = ndimage.gaussian_filter(rng.normal(size=(2, *shape)), (0, 3, 3))
+    flows = (0.3 + 0.6 * rng.random(30)[nearest]) * unit + 0.3 * noise / noise.std()
+    probability = 1 / (1 + np.exp((reach - 13) / 2)) + 0.15 * ndimage.gaussian_filter(rng.normal(size=shape), 2) * 4
+    return np.clip(np.round(64 * flows), -127, 127).astype(np.int8), (255 * np.clip(probability, 0, 1)).astype(np.uint8)
+
+
+def run_cellpose(flow_threshold: float, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """Cellpose's flows and masks."""
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        np.savez(given, labels=labels)
-        subprocess.run([sys.argv[1], str(PEER), str(given), str(result)], check=True)
-        peer = np.load(result)
-        np.savez_compressed(
-            HERE / "objectives_cellpose.npz",
-            labels=labels.astype(np.uint8),
-            flows=peer["flows"],
-            masks=peer["masks"].astype(np.uint8),
-            source=SOURCE,
-        )
+        np.savez(given, **arrays)
+        command = [sys.argv[1], str(PEER), str(given), str(result), "--flow-threshold", str(flow_threshold)]
+        subprocess.run(command, check=True)
+        return dict(np.load(result))
+
+
+def main() -> None:
+    """Runs Cellpose and writes what it was given, what it made of it, and the source."""
+    labels = label_image()
+    peer = run_cellpose(0.4, labels=labels)
+    masks = peer["masks"].astype(np.uint8)
+    np.savez_compressed(
+        HERE / "objectives_cellpose.npz",
+        labels=labels.astype(np.uint8),
+        flows=peer["flows"],
+        masks=masks,
+        source=SOURCE,
+    )
+    record: dict[str, np.ndarray] = {}
+    for seed in range(3):
+        flows, probability = noisy_maps(seed)
+        record |= {f"flows_{seed}": flows, f"probability_{seed}": probability}
+        for name, threshold in (("checked", 0.4), ("unchecked", 0.0)):
+            maps = {"flows": flows / np.float32(64), "probability": probability / np.float32(255)}
+            peer = run_cellpose(threshold, labels=np.ones(flows.shape[1:], int), **maps)
+            record[f"{name}_{seed}"] = peer["masks"].astype(np.uint8)
+    np.savez_compressed(HERE / "objectives_cellpose_noisy.npz", source=np.array(SOURCE), **record)
 
 
 if __name__ == "__main__":

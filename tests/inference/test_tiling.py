@@ -45,7 +45,8 @@ def test_tile_then_stitch_is_the_identity(height: int, width: int, window: int, 
     tiles = windows((height, width), window, overlap)
     for at in tiles:
         stitcher.add(at, image[(slice(None), *at.slices)])
-    np.testing.assert_allclose(stitcher.maps, image, rtol=2e-6, atol=2e-6)
+    # Up to 40 × 40 windows meet in a pixel: as many float32 roundings of the sum and of the sum of weights.
+    np.testing.assert_allclose(stitcher.maps, image, rtol=2e-5, atol=2e-5)
     assert len({(at.y, at.x) for at in tiles}) == len(tiles), "a window would run twice"
     assert all(at.y + at.height <= height and at.x + at.width <= width for at in tiles)
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from dinocell.objectives import dynamics
+from dinocell.objectives import walk
 from dinocell.objectives.flows import decode_flows, flows_to_masks, masks_to_flows
 from dinocell.objectives.regions import fill_holes, split_fragments
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "objectives_cellpose.npz"
+NOISY = GOLDEN.with_name("objectives_cellpose_noisy.npz")
 VARIANTS = ["cellpose", "leak_free"]
 
 
@@ -26,6 +27,15 @@ def test_same_masks_as_cellpose_from_the_same_flows(matches):
     golden = np.load(GOLDEN)
     ours = flows_to_masks(golden["flows"], golden["labels"] > 0)
     assert matches(golden["masks"], ours) == 1
+
+
+@pytest.mark.parametrize(("name", "flow_error"), [("checked", 0.4), ("unchecked", 0.0)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_same_masks_as_cellpose_from_noisy_flows(name: str, flow_error: float, seed: int, matches):
+    golden = np.load(NOISY)
+    flows, probability = golden[f"flows_{seed}"] / np.float32(64), golden[f"probability_{seed}"] / np.float32(255)
+    assert golden[f"{name}_{seed}"].max() >= 8
+    assert matches(golden[f"{name}_{seed}"], flows_to_masks(flows, probability, flow_error=flow_error)) > 0.97
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -144,7 +154,7 @@ def test_any_maps_give_consecutive_labels_inside_the_threshold(seed: int, thread
 def test_closed_orbits_end():
     y, x = np.mgrid[:64, :64] - 31.5
     flows = np.stack([x, -y]) / np.maximum(np.hypot(y, x), 1)
-    ends = dynamics.end_points(flows.astype(np.float32), np.ones((64, 64), np.float32), 0.5)
+    ends = walk.end_points(flows.astype(np.float32), np.ones((64, 64), np.float32), 0.5)
     assert ((ends >= 0) & (ends < 64 * 64)).all()
 
 
