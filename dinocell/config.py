@@ -284,7 +284,7 @@ def _main(cls: type[T], run: Callable[[T], Any], description: str, arguments: li
     if "--help" in arguments or "-h" in arguments:
         print(help_text(cls, description))
         return 0
-    path, overrides, print_only = parse_arguments(arguments)
+    path, overrides, print_only = parse_arguments(arguments, switches(cls))
     config = load(cls, path, overrides)
     if print_only:
         print(to_yaml(config), end="")
@@ -309,8 +309,20 @@ def help_text(cls: type, description: str) -> str:
     return f"{description.strip()}\n\n{usage}\n\nEvery key:\n{describe(cls)}"
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], bool]:
-    """Split a command line into (recipe path, overrides, whether only to print the config)."""
+def switches(cls: type) -> dict[str, str]:
+    """Options for the settings that are off by default: `--auto-batch` → `train.auto_batch=true`."""
+    off = [name for name, item in _leaves(cls) if item.default is False]
+    return {f"--{name.rsplit('.', 1)[-1].replace('_', '-')}": f"{name}=true" for name in off}
+
+
+def parse_arguments(
+    arguments: Sequence[str], options: Mapping[str, str] | None = None
+) -> tuple[str | None, list[str], bool]:
+    """Split a command line into (recipe path, overrides, whether only to print the config).
+
+    Args:
+        options: option → the override it stands for.
+    """
     path: str | None = None
     overrides: list[str] = []
     print_only = False
@@ -324,6 +336,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], bo
             path = argument.partition("=")[2]
         elif argument == "--print-config":
             print_only = True
+        elif options and argument in options:
+            overrides.append(options[argument])
         elif argument.startswith("-"):
             raise ConfigError(
                 f"unknown option {argument!r}; options: --config FILE, --print-config, --help; settings are key=value"

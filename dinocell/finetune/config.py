@@ -125,6 +125,9 @@ class TrainConfig:
     minutes: float = field(0.0, "time budget: the schedule is shortened to end with it; 0 = none", "min")
     batch_size: int = field(8, "crops per optimizer step over all processes and micro-batches (§3.3.3)", "crops")
     accumulate: int = field(1, "micro-batches a step is split into, to save memory; the result is the same")
+    auto_batch: bool = field(
+        False, "find how many crops at a time fit the device and set accumulate accordingly; the result is the same"
+    )
     lr: float = field(2e-5, "peak learning rate of AdamW (§3.3.3)")
     final_lr: float = field(0.0, "learning rate at the end of the cosine")
     warmup: float = field(0.2, "share of the training with a linear warm-up (§3.3.3: 8 of 40 epochs)")

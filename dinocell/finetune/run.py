@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.loader import Batch, BatchLoader, worker_count
 from dinocell.finetune.loss_terms import loss_terms
+from dinocell.finetune.memory import choose_accumulation, is_out_of_memory, out_of_memory_message
 from dinocell.finetune.model import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
 from dinocell.finetune.output import RunOutput
 from dinocell.finetune.setup import RunData, check_resumable, open_run_data
@@ -52,14 +54,11 @@ def run(config: FinetuneConfig) -> Path:
         )
     try:
         return Trainer(config).run()
-    except torch.OutOfMemoryError as error:
-        crops = config.train.batch_size // share
-        remedy = (
-            f"set train.accumulate={config.train.accumulate * 2} (same result, half the memory)"
-            if crops % 2 == 0
-            else "choose a smaller crop_size with its input_size, or a smaller backbone"
-        )
-        raise DataError(f"out of GPU memory with {crops} crops of {config.crop_size} px at a time; {remedy}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only after the except block is the failed run's memory free, and what fits can be measured.
+    raise DataError(out_of_memory_message(config))
 
 
 class Trainer:
@@ -80,6 +79,9 @@ class Trainer:
         self.total_steps = self.data.total_steps
         self.module = build_model(config, len(self.objective.channels)).to(self.device)
         freeze_forever(self.module.backbone, config.backbone)
+        if config.train.auto_batch:
+            accumulate = choose_accumulation(self.module, self.objective, config, self.dtype)
+            self.config = config = replace(config, train=replace(config.train, accumulate=accumulate))
         self.optimizer = adamw(optimizer_groups(self.module, config))
         self.thaw = Thaw(self.module.backbone, config.backbone)
         self.average = AveragedWeights(self.module, config.train.ema) if config.train.ema else None

@@ -32,6 +32,7 @@ _FREE = (
     "train.steps",
     "train.minutes",
     "train.accumulate",
+    "train.auto_batch",
     "train.log_every",
     "train.checkpoint_every",
     "validate",

@@ -24,9 +24,9 @@ from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.objectives.base import relabel
 
 GRIDS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "flows": {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "flow_error": (0.0, 0.4, 0.8, 1.2)},
+    "flows": {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "flow_error": (0.0, 0.4, 0.8, 1.2)},
     "distance": {"marker_threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "mask_threshold": (0.05, 0.1, 0.2)},
-    "semantic": {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7)},
+    "semantic": {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)},
 }
 MIN_SIZES = (15, 30, 60, 120, 240)  # px; costs next to nothing, since it only drops decoded cells
 WORTHWHILE = 0.002  # smaller gains are chance on a small val split

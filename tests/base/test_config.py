@@ -106,6 +106,14 @@ def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.startswith("error: ") for line in lines)
 
 
+def test_a_setting_that_is_off_by_default_is_also_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    from dinocell.finetune import FinetuneConfig
+
+    with pytest.raises(SystemExit) as caught:
+        config.main(FinetuneConfig, lambda cfg: 0, "", ["--auto-batch", "--print-config", "data.root=x"])
+    assert caught.value.code == 0 and "auto_batch: true" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("recipe", ["ssl/configs", "finetune/configs"])
 def test_every_shipped_recipe_loads(recipe: str, repository: Path) -> None:
     from dinocell.finetune import FinetuneConfig
