@@ -123,7 +123,7 @@ def segment(
                 inputs,
                 out,
                 model,
-                save=tuple(part.strip() for part in save.split(",") if part.strip()),
+                save=save_formats(save),
                 axes=axes,
                 channel=channel,
                 device=device,
@@ -145,6 +145,11 @@ def evaluate(
     from dinocell import evaluation
 
     _exit(lambda: evaluation.score_folders(labels, dict(_named(p) for p in predictions), ignore, out) and None)
+
+
+def save_formats(text: str) -> tuple[str, ...]:
+    """`labels,csv` as names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _named(text: str) -> tuple[str, Path]:

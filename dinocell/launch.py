@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dinocell import config, log
 from dinocell.cluster import records, stages
+from dinocell.cluster.array import Array
 from dinocell.cluster.follow import Watch, follow
 from dinocell.cluster.profile import Profile, submitit_parameters, take_profile
 from dinocell.cluster.stages import Plan, Stage
@@ -24,10 +27,12 @@ LOCAL_STARTS = 6  # submitit's local executor starts a job no more often than th
 USAGE = """Submit a stage as a SLURM job through submitit.
 
 usage: slurm/submit.py {stages} [--profile FILE] [--config FILE]
-                       [--dry-run | --local] [--wait | --follow] [key=value …]
+                       [--array N] [--dry-run | --local] [--wait | --follow] [key=value …]
 
   --profile FILE   the cluster's settings (slurm/profiles/*.yaml); profile.KEY=VALUE overrides one of them
   --config FILE    the stage's recipe; every other argument is the stage's own, as for its script
+  --array N        curate, segment, evaluate: a job array of N tasks, each with its share of the images, and a last
+                   job that merges; the same command again submits only the tasks that have not finished
   --dry-run        print the sbatch script instead of submitting it
   --local          run the same job on this machine, without SLURM, and wait for it
   --wait           wait for the end and exit with the job's code (0 done, 75 stopped and saved, else failed)
@@ -37,24 +42,27 @@ Every profile key:
 """
 
 
+@dataclass(frozen=True, kw_only=True)
 class StageJob:
-    """What a job runs: a stage with its arguments. Pickled by submitit, called once in every process of the job."""
+    """What a job runs: a stage with its arguments. Pickled by submitit, called once in every process of the job.
 
-    def __init__(
-        self, stage: Stage, arguments: Sequence[str], directory: str, *, max_requeues: int = 20, requeues: int = 0
-    ) -> None:
-        self.stage = stage
-        self.arguments = list(arguments)
-        self.directory = directory
-        self.max_requeues = max_requeues
-        self.requeues = requeues
+    With an `array` it does the share `index` of it, or with `index` None the merge.
+    """
+
+    stage: Stage
+    arguments: list[str]
+    directory: str
+    max_requeues: int = 20
+    requeues: int = 0
+    array: Array | None = None
+    index: int | None = None
 
     def __call__(self) -> int:
         os.chdir(self.directory)
         place = JobPlace()
         records.end_file(place.folder, place.job, place.rank).unlink(missing_ok=True)
         try:
-            code, reason = stages.run(self.stage, self.arguments), "done"
+            code, reason = self._work(), "done"
         except DinoCellError as error:
             code, reason = error.exit_code, str(error)
             print(f"error: {' '.join(reason.split())}", file=sys.stderr)
@@ -65,10 +73,25 @@ class StageJob:
             reason = self._stopped(place)
             if reason == "":
                 return 0
+        elif code and reason == "done":
+            reason = "finished, but not everything could be done; the log says what"
         records.write_end(place.folder, place.job, place.rank, code, reason)
         if code:
             _leave(code)
         return 0
+
+    def _work(self) -> int:
+        array = self.array
+        if array is None:
+            return stages.run(self.stage, self.arguments)
+        if self.index is not None:
+            stages.run_share(self.stage, self.arguments, self.index, array.count, array.since)
+            array.finish(self.index)
+            return 0
+        array.check_complete()
+        code = stages.merge(self.stage, self.arguments, array.count, array.since)
+        array.close()
+        return code
 
     def _stopped(self, place: JobPlace) -> str:
         """After a stage has saved and left early: requeue, or say in one sentence why not. All ranks answer alike."""
@@ -104,14 +127,7 @@ class StageJob:
         if self.requeues >= self.max_requeues:
             log.info(self._limit())
             return None
-        again = StageJob(
-            self.stage,
-            self.arguments,
-            self.directory,
-            max_requeues=self.max_requeues,
-            requeues=self.requeues + 1,
-        )
-        return submitit.helpers.DelayedSubmission(again)
+        return submitit.helpers.DelayedSubmission(replace(self, requeues=self.requeues + 1))
 
 
 class JobPlace:
@@ -158,36 +174,79 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     stage = stages.known_stage(command[0])
     flags = {flag: flag in command for flag in ("--local", "--dry-run", "--wait", "--follow")}
-    profile, arguments = take_profile([a for a in command[1:] if a not in flags])
+    count, rest = _take_count(stage, [a for a in command[1:] if a not in flags])
+    profile, arguments = take_profile(rest)
+    _check_processes(stage, profile)
     planned = stages.plan(stage, arguments)
-    job = StageJob(stage, arguments, str(Path.cwd()), max_requeues=profile.max_requeues)
+    job = StageJob(stage=stage, arguments=arguments, directory=str(Path.cwd()), max_requeues=profile.max_requeues)
     if flags["--dry-run"]:
-        print(sbatch_script(profile))
+        print(sbatch_script(profile, count))
         return 0
-    watch = _submit_here(job, profile) if flags["--local"] else _submit(job, profile)
-    script = "" if flags["--local"] else sbatch_script(profile)
+    if count is None:
+        array, jobs = None, [job]
+    else:
+        array = Array.of(planned.run_folder, stage, arguments, count)
+        array.begin()
+        jobs = [replace(job, array=array, index=index) for index in array.missing()]
+        log.info(f"array   {len(jobs)} of {count} tasks to do")
+        jobs.append(replace(job, array=array))
+    keep = partial(_keep, planned, profile, command)
+    if flags["--local"]:
+        return _run_here(jobs, profile, planned, keep, show=flags["--follow"])
+    watch = _submit(jobs, profile)
+    keep(watch.job, sbatch_script(profile, count))
+    _tell(watch, planned)
+    return follow(watch, show=flags["--follow"]) if flags["--wait"] or flags["--follow"] else 0
+
+
+def _take_count(stage: Stage, arguments: list[str]) -> tuple[int | None, list[str]]:
+    """Split `--array N` off a command line."""
+    for place, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == "--array":
+            used = 1 if separator else 2
+            value = value if separator else (arguments[place + 1 : place + 2] or [""])[0]
+            if not value.isdigit() or int(value) < 1:
+                raise ConfigError(f"--array: {value!r} is no number of tasks; give 1 or more")
+            if stage not in stages.ARRAY_STAGES:
+                raise ConfigError(f"--array: {stage} is one job; arrays are for {', '.join(stages.ARRAY_STAGES)}")
+            return int(value), arguments[:place] + arguments[place + used :]
+    return None, arguments
+
+
+def _check_processes(stage: Stage, profile: Profile) -> None:
+    processes = profile.nodes * profile.tasks_per_node
+    if stage in stages.ARRAY_STAGES and processes > 1:
+        raise ConfigError(
+            f"profile: {stage} is one process, not {processes} that would all do the same; set profile.nodes=1 "
+            "profile.tasks_per_node=1 (and at most one GPU), and --array N to share the images among N jobs"
+        )
+
+
+def _keep(planned: Plan, profile: Profile, command: list[str], job: str, script: str) -> None:
     records.write_submission(
         planned.run_folder,
-        watch.job,
+        job,
         command=["slurm/submit.py", *command],
         settings=planned.settings,
         script=script,
         profile=config.to_yaml(profile),
     )
-    _tell(watch, planned)
-    return follow(watch, show=flags["--follow"]) if flags["--local"] or flags["--wait"] or flags["--follow"] else 0
 
 
-def sbatch_script(profile: Profile) -> str:
+def sbatch_script(profile: Profile, count: int | None = None) -> str:
     """The script that would be submitted; needs no SLURM on this machine."""
     from submitit.slurm import slurm as submitit_slurm
 
     command = f"{profile.python_command()} -u -m submitit.core._submit {profile.folder}"
     parameters = submitit_parameters(profile)
-    return str(submitit_slurm._make_sbatch_string(command=command, folder=profile.folder, **parameters))
+    return str(
+        submitit_slurm._make_sbatch_string(command=command, folder=profile.folder, map_count=count, **parameters)
+    )
 
 
-def _submit(job: StageJob, profile: Profile) -> Watch:
+def _submit(jobs: Sequence[StageJob], profile: Profile) -> Watch:
+    """Submit one job, or the tasks of an array (all but the last job) and their merge (the last)."""
     import submitit
 
     if submitit.SlurmExecutor.affinity() < 0:
@@ -195,33 +254,53 @@ def _submit(job: StageJob, profile: Profile) -> Watch:
     executor = submitit.SlurmExecutor(
         folder=profile.folder, max_num_timeout=profile.max_requeues, python=profile.python_command()
     )
-    executor.update_parameters(**submitit_parameters(profile))
+    parameters = submitit_parameters(profile)
+    executor.update_parameters(**parameters)
     try:
-        submitted = executor.submit(job)
+        if jobs[-1].array is None:
+            return Watch.on_slurm(executor.submit(jobs[0]))
+        tasks = executor.submit_array(jobs[:-1]) if len(jobs) > 1 else []
+        merge = {key: value for key, value in parameters.items() if key != "gpus_per_node"}
+        merge |= {"job_name": f"{profile.name}-merge"}
+        if tasks:
+            merge |= {"dependency": f"afterany:{str(tasks[0].job_id).partition('_')[0]}"}
+        executor = submitit.SlurmExecutor(
+            folder=profile.folder, max_num_timeout=profile.max_requeues, python=profile.python_command()
+        )
+        executor.update_parameters(**merge)
+        return Watch.on_slurm(executor.submit(jobs[-1]), tasks)
     except submitit.core.utils.FailedJobError as error:
         raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())[:400]}") from error
-    return Watch.on_slurm(submitted)
 
 
-def _submit_here(job: StageJob, profile: Profile) -> Watch:
+def _run_here(
+    jobs: Sequence[StageJob], profile: Profile, planned: Plan, keep: Callable[[str, str], None], *, show: bool
+) -> int:
+    """Run the jobs on this machine one after the other; a task that fails does not keep the next from running."""
     import submitit
 
     if profile.nodes > 1:
         raise ConfigError(f"profile.nodes: --local has one machine, not {profile.nodes}; add profile.nodes=1")
-    job.max_requeues = min(job.max_requeues, LOCAL_STARTS - 1)
-    executor = submitit.LocalExecutor(folder=profile.folder, max_num_timeout=job.max_requeues)
+    requeues = min(profile.max_requeues, LOCAL_STARTS - 1)
+    executor = submitit.LocalExecutor(folder=profile.folder, max_num_timeout=requeues)
     executor.update_parameters(
         timeout_min=profile.time_minutes,
         tasks_per_node=profile.tasks_per_node,
         gpus_per_node=profile.gpus_per_node,
         signal_delay_s=profile.signal_delay_seconds,
     )
-    return Watch.on_this_machine(executor.submit(job))
+    code = 0
+    for job in jobs:
+        watch = Watch.on_this_machine(executor.submit(replace(job, max_requeues=requeues)))
+        keep(watch.job, "")
+        _tell(watch, planned)
+        code = follow(watch, show=show)
+    return code
 
 
 def _tell(watch: Watch, planned: Plan) -> None:
-    log.info(f"job     {watch.job}")
+    log.info(f"job     {watch.job}{f' (merge of array {watch.array})' if watch.array else ''}")
     log.info(f"run     {planned.run_folder}")
-    log.info(f"watch   tail -F {watch.logs[0]}")
+    log.info(f"watch   tail -F {watch.show_logs}")
     log.info(f"stop    {watch.stop_command}")
     log.info("resume  run the same command again: the run folder is continued")

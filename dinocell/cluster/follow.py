@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,33 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between questions to the co
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """A submitted job: where it writes, how it is stopped, and whether it goes on."""
+    """A submitted job: where it writes, how it is stopped, and whether it goes on.
+
+    Of an array, `job` is the merge, `array` the number of the array and `tasks` the jobs whose ends are reported.
+    """
 
     job: str
     folder: Path
     logs: tuple[Path, ...]
     stop_command: str
     active: Callable[[], bool]
+    array: str = ""
+    tasks: tuple[str, ...] = ()
 
     @staticmethod
-    def on_slurm(submitted: Any) -> Watch:
-        """A job of submitit's SLURM executor."""
+    def on_slurm(submitted: Any, tasks: Sequence[Any] = ()) -> Watch:
+        """A job of submitit's SLURM executor; `tasks` are those of the array that it merges."""
         job = str(submitted.job_id)
+        names = tuple(str(task.job_id) for task in tasks)
+        array = names[0].partition("_")[0] if names else ""
         return Watch(
             job=job,
             folder=Path(submitted.paths.folder),
             logs=(Path(submitted.paths.stdout), Path(submitted.paths.stderr)),
-            stop_command=f"scancel {job}",
+            stop_command=f"scancel {array} {job}" if array else f"scancel {job}",
             active=lambda: queued(job),
+            array=array,
+            tasks=names,
         )
 
     @staticmethod
@@ -49,6 +58,11 @@ class Watch:
             stop_command=f"kill {job}",
             active=lambda: not submitted.done(),
         )
+
+    @property
+    def show_logs(self) -> str:
+        """What to give to `tail -F`."""
+        return f"{self.folder}/{self.array}_*_log.*" if self.array else " ".join(map(str, self.logs))
 
 
 def queued(job: str) -> bool:
@@ -70,7 +84,9 @@ def queued(job: str) -> bool:
 
 def follow(watch: Watch, *, show: bool) -> int:
     """Wait for the end of the job; with `show` print what its logs gain meanwhile. Returns its exit code."""
-    tails = [_Tail(path) for path in watch.logs] if show else []
+    tails: list[_Tail | _Ends] = [_Tail(path) for path in watch.logs] if show else []
+    if show and watch.tasks:
+        tails.append(_Ends(watch))
     pause = SHORTEST_PAUSE
     try:
         while watch.active():
@@ -105,3 +121,19 @@ class _Tail:
         sys.stdout.write(new.decode("utf-8", errors="replace"))
         sys.stdout.flush()
         return bool(new)
+
+
+class _Ends:
+    """Prints how the tasks of an array ended, each once."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._open = watch, list(watch.tasks)
+
+    def print_new(self) -> bool:
+        ended = [(task, end) for task in self._open if (end := read_end(self._watch.folder, task)) is not None]
+        for task, end in ended:
+            self._open.remove(task)
+            log.info(
+                f"task {task}: {end.sentence} ({len(self._watch.tasks) - len(self._open)}/{len(self._watch.tasks)})"
+            )
+        return bool(ended)

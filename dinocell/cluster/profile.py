@@ -141,7 +141,8 @@ def failure_lines(folder: str) -> list[str]:
     return [
         "code=$?",
         'id="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
-        f'ends=$(ls -tr {where}/"$id"_*_end.txt 2>/dev/null)',
-        '[ -z "$ends" ] || sed -n -e "/^0 /d" -e "/^75 /d" -e "s/^[0-9]* //p" $ends >&2',
+        f'ls -tr {where}/"$id"_*_end.txt 2>/dev/null | while read -r end; do',
+        '  sed -n -e "/^0 /d" -e "/^75 /d" -e "s/^[0-9]* //p" "$end" >&2',
+        "done",
         "exit $code",
     ]

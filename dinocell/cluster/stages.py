@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dinocell import config
+import yaml
+
+from dinocell import config, log
 from dinocell.errors import ConfigError
 
-Stage = Literal["ssl", "finetune", "curate"]
+Stage = Literal["ssl", "finetune", "curate", "segment", "evaluate"]
 STAGES: tuple[str, ...] = get_args(Stage)
+ARRAY_STAGES = ("curate", "segment", "evaluate")  # many files, one process each; the others are one job of many ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,13 @@ def plan(stage: Stage, arguments: list[str]) -> Plan:
 
             parsed = curation.parse(arguments)
             return Plan(run_folder=Path(parsed.out), settings=config.to_yaml(parsed))
+        case "segment":
+            return _segment_plan(arguments)
+        case "evaluate":
+            from dinocell.evaluation import command
+
+            given = command.parse(arguments)
+            return Plan(run_folder=evaluation_folder(given.out), settings=_settings(dataclasses.asdict(given)))
 
 
 def run(stage: Stage, arguments: list[str]) -> int:
@@ -71,6 +82,103 @@ def run(stage: Stage, arguments: list[str]) -> int:
 
             curation.run(curation.parse(arguments))
             return 0
+        case "segment":
+            from dinocell import inference
+
+            return inference.run(**segment_parameters(arguments)).exit_code
+        case "evaluate":
+            from dinocell.evaluation import command
+
+            command.run(arguments)
+            return 0
+
+
+def run_share(stage: Stage, arguments: list[str], index: int, count: int, since: float) -> None:
+    """Do one task's share of an array. Results of this array (written after `since`) are not made again.
+
+    An image that cannot be read or segmented is part of the result, not a failure of its task.
+    """
+    match stage:
+        case "curate":
+            from dinocell import curation
+
+            curation.run(curation.shards(curation.parse(arguments), count)[index])
+        case "segment":
+            from dinocell import inference
+
+            share = inference.Shard(index=index, count=count, since=since)
+            inference.run(**segment_parameters(arguments), shard=share)
+        case "evaluate":
+            from dinocell.evaluation import command
+
+            for problem in command.run_shard(arguments, index, count, since):
+                log.warning(problem)
+        case _:
+            raise ConfigError(f"stage {stage!r} is one job of many processes, not an array")
+
+
+def merge(stage: Stage, arguments: list[str], count: int, since: float) -> int:
+    """Join the results of an array's tasks; the exit code is 1 when an image has failed."""
+    match stage:
+        case "curate":
+            from dinocell import curation
+
+            curation.merge(curation.parse(arguments))
+            return 0
+        case "segment":
+            from dinocell import inference
+
+            return 1 if inference.merge_shards(Path(segment_parameters(arguments)["out"]), count) else 0
+        case "evaluate":
+            from dinocell.evaluation import command
+
+            command.run(arguments, keep_since=since)
+            return 0
+        case _:
+            raise ConfigError(f"stage {stage!r} is one job of many processes, not an array")
+
+
+def segment_parameters(arguments: list[str]) -> dict[str, Any]:
+    """The arguments of `dinocell segment` as those of `inference.run`.
+
+    Raises:
+        ConfigError: an argument is missing, unknown or of the wrong type.
+    """
+    from typer.main import get_command
+
+    from dinocell import cli
+
+    command: Any = get_command(cli.app)
+    try:
+        parameters = dict(command.commands["segment"].make_context("segment", list(arguments)).params)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise ConfigError(f"segment: {error.format_message()}") from error
+    parameters["save"] = cli.save_formats(parameters["save"])
+    return parameters
+
+
+def evaluation_folder(out: str) -> Path:
+    """The folder of an evaluation's results."""
+    return Path(out).parent if Path(out).suffix == ".json" else Path(out)
+
+
+def _segment_plan(arguments: list[str]) -> Plan:
+    from dinocell.inference import image_files
+    from dinocell.inference.api import find_model
+
+    parameters = segment_parameters(arguments)
+    find_model(parameters["model"])
+    files = image_files(parameters["inputs"])
+    log.info(f"{len(files)} images")
+    return Plan(run_folder=Path(parameters["out"]), settings=_settings(parameters))
+
+
+def _settings(values: dict[str, Any]) -> str:
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _recipe_plan(cls: type, arguments: list[str]) -> Plan:

@@ -1,7 +1,7 @@
 """Scoring of label images: folders of several tools, or a model on a data set. See docs/metrics.md."""
 
-from dinocell.evaluation.model import evaluate_model
+from dinocell.evaluation.model import evaluate_model, predict
 from dinocell.evaluation.results import format_table
 from dinocell.evaluation.scoring import score_folders
 
-__all__ = ["evaluate_model", "format_table", "score_folders"]
+__all__ = ["evaluate_model", "format_table", "predict", "score_folders"]

@@ -1,8 +1,11 @@
 """Run a model over a split of a prepared data set and score it."""
 
+from __future__ import annotations
+
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,9 @@ from dinocell import log
 from dinocell.data.io import read_image, to_gray, write_labels
 from dinocell.errors import DinoCellError
 from dinocell.evaluation.scoring import Target, score_targets
+
+if TYPE_CHECKING:
+    from dinocell.data.labelled import LabelledItem
 
 BASELINE = "Otsu + watershed"
 
@@ -38,6 +44,7 @@ def evaluate_model(
     out: str | Path = "evaluation.json",
     device: str = "auto",
     with_baseline: bool = False,
+    keep_since: float | None = None,
 ) -> dict[str, Any]:
     """Segment every image of a split, keep the label images, score them.
 
@@ -51,6 +58,7 @@ def evaluate_model(
         out: the JSON file, or a folder to hold evaluation.json.
         device: auto, cpu, cuda, cuda:1, …; unused where `model` is an object.
         with_baseline: also score Otsu's threshold with a watershed, which no trained model should lose to.
+        keep_since: predictions written after this time (seconds since 1970) are scored as they are; see `predict`.
 
     Returns:
         The content of evaluation.json; `predictions` has one entry for the model and one for the baseline.
@@ -58,49 +66,109 @@ def evaluate_model(
     Raises:
         ConfigError, DataError, CheckpointError: the data set or the model cannot be used.
     """
+    target_file = evaluation_file(out)
+    task = _Predictions(model, device, target_file.parent, with_baseline, keep_since)
+    items = _items(dataset_root, split)
+    targets = [task.target(item) for item in log.progress(items, f"segmenting {split}", total=len(items))]
+    return score_targets(targets, task.tools, task.problems, target_file)
+
+
+def predict(
+    model: str | Path | SegmentsImages,
+    dataset_root: str | Path,
+    *,
+    split: Any = "test",
+    out: str | Path = "evaluation.json",
+    device: str = "auto",
+    with_baseline: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    keep_since: float | None = None,
+) -> list[str]:
+    """Write the label images that `evaluate_model` scores, without scoring: the task of a job array.
+
+    Args:
+        model, dataset_root, split, out, device, with_baseline: as for `evaluate_model`.
+        shard: (index, count): only every count-th image from index on.
+        keep_since: predictions written after this time (seconds since 1970) are not made again.
+
+    Returns:
+        One sentence for each image that could not be segmented.
+    """
+    task = _Predictions(model, device, evaluation_file(out).parent, with_baseline, keep_since)
+    index, count = shard
+    items = _items(dataset_root, split)[index::count]
+    for item in log.progress(items, f"segmenting {split}, share {index} of {count}", total=len(items)):
+        task.target(item)
+    return task.problems
+
+
+def evaluation_file(out: str | Path) -> Path:
+    """The JSON file meant by `out`, a file or a folder."""
+    return Path(out) if Path(out).suffix == ".json" else Path(out) / "evaluation.json"
+
+
+def _items(root: str | Path, split: Any) -> list[LabelledItem]:
     from dinocell.data.labelled import open_dataset
 
-    items = open_dataset(dataset_root, split)
-    segmenter, name = _open_model(model, device)
-    runs: dict[str, Callable[[Path], NDArray[Any]]] = {name: lambda path: segmenter.segment(path).labels}
-    if with_baseline:
-        runs[BASELINE] = _baseline
-    target_file = Path(out) if Path(out).suffix == ".json" else Path(out) / "evaluation.json"
-    problems: list[str] = []
-    targets = []
-    for item in log.progress(items, f"segmenting {split}", total=len(items)):
-        folder = target_file.parent / "predictions"
+    return open_dataset(root, split)
+
+
+class _Predictions:
+    """Label images of the model, and of the baseline, in one folder."""
+
+    def __init__(
+        self,
+        model: str | Path | SegmentsImages,
+        device: str,
+        folder: Path,
+        with_baseline: bool,
+        keep_since: float | None,
+    ) -> None:
+        self._model, self._device = model, device
+        self._folder, self._keep_since = folder / "predictions", keep_since
+        self.tools = (_name(model), *((BASELINE,) if with_baseline else ()))
+        self.problems: list[str] = []
+
+    def target(self, item: LabelledItem) -> Target:
+        """The image with its label images, made now unless they are there and to be kept."""
         found = {}
-        for tool, run in runs.items():
-            path = folder / _folder_name(tool) / item.dataset.name / f"{item.stem}_labels.tif"
-            try:
-                _segment_to(run, item.image, path)
-            except (DinoCellError, ValueError) as error:
-                problems.append(f"{tool}: {item.image.name}: {error}")
-            else:
-                found[tool] = path
-        targets.append(
-            Target(
-                dataset=item.dataset.name,
-                image=item.stem,
-                truth=item.mask,
-                predictions=found,
-                ignore=item.ignore,
-                picture=item.image,
-                fully_annotated=item.dataset.fully_annotated,
-            )
+        for tool in self.tools:
+            path = self._folder / _folder_name(tool) / item.dataset.name / f"{item.stem}_labels.tif"
+            if not self._kept(path):
+                segmenter = self._segmenter()  # outside the try: a model that cannot be used is nobody's single image
+                try:
+                    _segment_to(_baseline if tool == BASELINE else segmenter, item.image, path)
+                except (DinoCellError, ValueError) as error:
+                    self.problems.append(f"{tool}: {item.image.name}: {error}")
+                    continue
+            found[tool] = path
+        return Target(
+            dataset=item.dataset.name,
+            image=item.stem,
+            truth=item.mask,
+            predictions=found,
+            ignore=item.ignore,
+            picture=item.image,
+            fully_annotated=item.dataset.fully_annotated,
         )
-    return score_targets(targets, tuple(runs), problems, target_file)
+
+    def _kept(self, path: Path) -> bool:
+        return self._keep_since is not None and path.is_file() and path.stat().st_mtime >= self._keep_since
+
+    def _segmenter(self) -> Callable[[Path], NDArray[Any]]:
+        if isinstance(self._model, (str, Path)):  # loaded only when there is something to do
+            from dinocell.inference import load_model
+
+            self._model = load_model(self._model, device=self._device)
+        model = self._model
+        return lambda path: model.segment(path).labels
 
 
-def _open_model(model: str | Path | SegmentsImages, device: str) -> tuple[SegmentsImages, str]:
+def _name(model: str | Path | SegmentsImages) -> str:
     if not isinstance(model, (str, Path)):
-        return model, "model"
-    from dinocell.inference import load_model
-
+        return "model"
     path = Path(model)
-    name = path.resolve().parent.name if path.name == "model" else path.name
-    return load_model(model, device=device), name
+    return path.resolve().parent.name if path.name == "model" else path.name
 
 
 def _baseline(path: Path) -> NDArray[np.int32]:
@@ -112,7 +180,9 @@ def _baseline(path: Path) -> NDArray[np.int32]:
 def _segment_to(run: Callable[[Path], NDArray[Any]], image: Path, path: Path) -> None:
     labels = run(image)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_labels(path, labels)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tif")  # a killed run leaves no half image to be scored
+    write_labels(temporary, labels)
+    temporary.replace(path)
 
 
 def _folder_name(tool: str) -> str:

@@ -1,9 +1,10 @@
 """Segmenting images of any size with a trained model."""
 
 from dinocell.inference.api import load_model, packaged_models, segment
-from dinocell.inference.folder import RunSummary, run
+from dinocell.inference.folder import RunSummary, image_files, run
 from dinocell.inference.result import SegmentationResult
 from dinocell.inference.segment import Segmenter, SegmentOptions
+from dinocell.inference.shards import Shard, merge_shards
 from dinocell.inference.tiling import predict_maps
 
 __all__ = [
@@ -11,7 +12,10 @@ __all__ = [
     "SegmentOptions",
     "SegmentationResult",
     "Segmenter",
+    "Shard",
+    "image_files",
     "load_model",
+    "merge_shards",
     "packaged_models",
     "predict_maps",
     "run",

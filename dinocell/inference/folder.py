@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import os
 import time
 from collections import deque
@@ -25,8 +26,8 @@ from dinocell.inference.outputs import Format, check_formats, output_paths, save
 from dinocell.inference.planes import InputPlane, count_planes, iter_planes, open_image
 from dinocell.inference.result import SegmentationResult
 from dinocell.inference.segment import Job, Segmenter, SegmentOptions, merge_options
+from dinocell.inference.shards import SUMMARY_NAME, Shard
 
-SUMMARY_NAME = "summary.csv"
 AHEAD_BYTES = 2**28
 T = TypeVar("T")
 
@@ -86,6 +87,7 @@ def run(
     precision: Precision = "auto",
     batch_size: int | None = None,
     skip_existing: bool = False,
+    shard: Shard | None = None,
     options: SegmentOptions | None = None,
     **changes: Any,
 ) -> RunSummary:
@@ -104,6 +106,7 @@ def run(
         precision: see `Segmenter`.
         batch_size: windows per forward, across images.
         skip_existing: leave planes whose results are all there.
+        shard: only this share of the files, as a task of a job array; `merge_shards` then writes summary.csv.
         options: reading and decoding options.
         **changes: single fields of `SegmentOptions`, e.g. `channel=0`.
 
@@ -116,12 +119,26 @@ def run(
         model = Segmenter(find_model(model), device=device, precision=precision, batch_size=batch_size)
     log.info(model.describe())
     started = time.monotonic()
-    task = _Run(model, Path(out), formats, options, skip_existing)
-    outcomes = list(task.outcomes(files))
+    keep_since = shard.since if shard is not None else 0.0 if skip_existing else math.inf
+    task = _Run(model, Path(out), formats, options, keep_since)
+    named = list(zip(files, unique_stems(files), strict=True))  # of all files, or two shards could meet in one name
+    share = named[shard.index :: shard.count] if shard is not None else named
+    outcomes = list(task.outcomes(share)) if share else []
     summary = RunSummary(outcomes=tuple(outcomes), seconds=time.monotonic() - started)
-    atomic_write_bytes(Path(out) / SUMMARY_NAME, _summary_csv(summary))
+    target = Path(out) / SUMMARY_NAME if shard is None else shard.summary(Path(out))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(target, _summary_csv(summary))
     _tell(summary, Path(out))
     return summary
+
+
+def image_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The files that `run` would segment.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    return _files(inputs)
 
 
 def _files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -160,15 +177,15 @@ class _Run:
         out: Path,
         formats: Sequence[Format],
         options: SegmentOptions,
-        skip_existing: bool,
+        keep_since: float,
     ) -> None:
         self.segmenter, self.out, self.formats, self.options = segmenter, out, formats, options
-        self.skip_existing = skip_existing
+        self.keep_since = keep_since  # results written after this time stay: 0 keeps all, infinity none
         self.workers = max(2, min(8, os.cpu_count() or 2))
         self.settled: deque[Outcome] = deque()
         self.writing: deque[Future[Outcome]] = deque()
 
-    def outcomes(self, files: Sequence[Path]) -> Iterator[Outcome]:
+    def outcomes(self, files: Sequence[tuple[Path, str]]) -> Iterator[Outcome]:
         """Segment the files; yields each plane's outcome once its results are on disk, with progress and time left."""
         with ThreadPoolExecutor(self.workers, "read") as readers, ThreadPoolExecutor(self.workers, "write") as writers:
             opened = self._opened(files, readers)
@@ -186,9 +203,8 @@ class _Run:
                 writers.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _opened(self, files: Sequence[Path], pool: ThreadPoolExecutor) -> Iterator[_Opened]:
-        stems = unique_stems(files)
-        tasks = (partial(self._open, file, stem) for file, stem in zip(files, stems, strict=True))
+    def _opened(self, files: Sequence[tuple[Path, str]], pool: ThreadPoolExecutor) -> Iterator[_Opened]:
+        tasks = (partial(self._open, file, stem) for file, stem in files)
         yield from _ahead(pool, tasks, self.workers)
 
     def _open(self, file: Path, stem: str, now: bool = False) -> _Opened:
@@ -205,7 +221,9 @@ class _Run:
 
     def _skips(self, stem: str) -> bool:
         paths = output_paths(self.out, stem, self.formats).values()
-        return self.skip_existing and all(path.is_file() for path in paths)
+        return self.keep_since < math.inf and all(
+            path.is_file() and path.stat().st_mtime >= self.keep_since for path in paths
+        )
 
     def _pump(
         self, opened: Iterable[_Opened], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor

@@ -10,7 +10,7 @@ import torch
 
 from dinocell.data.io import read_labels
 from dinocell.errors import DataError
-from dinocell.evaluation import evaluate_model, score_folders, scoring
+from dinocell.evaluation import evaluate_model, predict, score_folders, scoring
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
 
 
@@ -35,8 +35,10 @@ class Oracle:
 
     def __init__(self, fails: str = "") -> None:
         self.fails = fails
+        self.asked: list[str] = []
 
     def segment(self, image: Path) -> SimpleNamespace:
+        self.asked.append(image.stem)
         if image.stem == self.fails:
             raise DataError(f"{image.name}: cannot be read")
         return SimpleNamespace(labels=read_labels(image.parent.parent / "masks" / image.name))
@@ -84,3 +86,21 @@ def test_a_model_folder_is_loaded_and_named_after_its_run(
     kept = read_labels(tmp_path / "scores" / "predictions" / "tiny" / "discs" / "a_labels.tif")
     assert kept.shape == (80, 90)
     assert (tmp_path / "scores" / "tiny.json").is_file()
+
+
+def test_shares_of_an_array_are_scored_as_one_run(dataset: Path, tmp_path: Path) -> None:
+    one = evaluate_model(Oracle(fails="b"), dataset, out=tmp_path / "one", with_baseline=True)
+    model = Oracle(fails="b")
+    said = [
+        line
+        for index in range(2)
+        for line in predict(model, dataset, out=tmp_path / "many", with_baseline=True, shard=(index, 2), keep_since=0.0)
+    ]
+    assert said == ["model: b.png: b.png: cannot be read"]
+    only_failed = Oracle(fails="b")
+    many = evaluate_model(only_failed, dataset, out=tmp_path / "many", with_baseline=True, keep_since=0.0)
+    assert only_failed.asked == ["b"]
+    assert {key: one[key] for key in ("images", "metrics", "problems")} == {
+        key: many[key] for key in ("images", "metrics", "problems")
+    }
+    assert (tmp_path / "one/per_image.csv").read_text() == (tmp_path / "many/per_image.csv").read_text()

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from dinocell.data.io import read_labels
-from dinocell.errors import ConfigError
-from dinocell.inference import RunSummary, Segmenter, naming, run
+from dinocell.errors import ConfigError, DataError
+from dinocell.inference import RunSummary, Segmenter, Shard, merge_shards, naming, run
 from dinocell.inference.folder import SUMMARY_NAME
 
 Make = Callable[..., Any]
@@ -218,3 +218,41 @@ def test_large_images_in_a_folder(tmp_path: Path, segmenter: Segmenter, monkeypa
         assert Path(f"{first}_cells.csv").read_text() == Path(f"{second}_cells.csv").read_text()
     assert cv2.imread(str(tmp_path / "large" / "f2_overlay.png")).shape[:2] == (18, 173)
     assert not [path for path in (tmp_path / "large").iterdir() if path.name.startswith(".")]
+
+
+def test_shards_of_an_array_give_the_files_and_the_summary_of_one_run(tmp_path: Path, segmenter: Segmenter) -> None:
+    source = tmp_path / "in"
+    for index in range(5):
+        write(source / ("a" if index % 2 else "b") / f"field{index // 2}.png", squares(index + 1))  # stems meet
+    (source / "a" / "broken.png").write_bytes(b"no picture")
+    run([source], tmp_path / "one", segmenter)
+    began = (tmp_path / "one" / SUMMARY_NAME).stat().st_mtime - 60
+    shards = [Shard(index=index, count=3, since=began) for index in range(3)]
+    for shard in shards[:2]:
+        run([source], tmp_path / "many", segmenter, shard=shard)
+    with pytest.raises(DataError, match="2 of 3"):
+        merge_shards(tmp_path / "many", 3)
+    run([source], tmp_path / "many", segmenter, shard=shards[2])
+    again = run([source], tmp_path / "many", segmenter, shard=shards[0])  # started again after a kill
+    assert again.count("done") == 0
+    assert merge_shards(tmp_path / "many", 3) == 1
+    assert rows(tmp_path / "many") == sorted(rows(tmp_path / "one"), key=lambda row: row["image"])
+    for path in (tmp_path / "one").glob("*_labels.tif"):
+        assert np.array_equal(read_labels(path), read_labels(tmp_path / "many" / path.name))
+
+
+def test_a_new_array_replaces_the_results_of_an_older_one(tmp_path: Path, segmenter: Segmenter) -> None:
+    write(tmp_path / "in" / "field.png", squares(3))
+    out = tmp_path / "out"
+    old = run([tmp_path / "in"], out, segmenter)
+    later = (out / "field_labels.tif").stat().st_mtime + 5
+    new = run([tmp_path / "in"], out, segmenter, shard=Shard(index=0, count=1, since=later))
+    assert (old.count("done"), new.count("done")) == (1, 1)
+
+
+def test_more_tasks_than_files(tmp_path: Path, segmenter: Segmenter) -> None:
+    write(tmp_path / "in" / "field.png", squares(3))
+    for index in range(3):
+        run([tmp_path / "in"], tmp_path / "out", segmenter, shard=Shard(index=index, count=3, since=0.0))
+    assert merge_shards(tmp_path / "out", 3) == 0
+    assert [row["cells"] for row in rows(tmp_path / "out")] == ["3"]
