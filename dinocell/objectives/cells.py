@@ -94,15 +94,19 @@ def _renumber(array: npt.NDArray[np.generic]) -> Labels:
 def find_cells(labels: npt.ArrayLike) -> Cells:
     """Bounding box and area of every cell of a label image (H, W) of any integer dtype and numbering."""
     compact = compact_labels(labels)
-    largest = int(compact.max()) if compact.size else 0
+    return measure_cells(compact, int(compact.max(initial=0)))
+
+
+def measure_cells(labels: Labels, largest: int) -> Cells:
+    """As `find_cells`, for C-contiguous int32 labels from 0 to `largest`."""
     areas = np.zeros(largest + 1, np.int64)
     boxes = np.empty((largest + 1, 4), np.int32)
-    _measure(compact, boxes, areas)
+    _measure(labels, boxes, areas)
     areas[0] = 0
     numbers = np.flatnonzero(areas).astype(np.int32)
     index = np.full(largest + 1, -1, np.int32)
     index[numbers] = np.arange(len(numbers), dtype=np.int32)
-    return Cells(labels=compact, index=index, numbers=numbers, boxes=boxes[numbers], areas=areas[numbers])
+    return Cells(labels=labels, index=index, numbers=numbers, boxes=boxes[numbers], areas=areas[numbers])
 
 
 @kernel

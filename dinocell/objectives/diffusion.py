@@ -250,10 +250,11 @@ def _unit(dy, dx, heat):  # type: ignore[no-untyped-def]
     scale = max(abs(dy), abs(dx))
     if scale <= heat * FLAT:
         return 0.0, 0.0
-    dy /= scale
-    dx /= scale
-    norm = np.sqrt(dy * dy + dx * dx)
-    return dy / norm, dx / norm
+    scale = 1.0 / scale
+    dy *= scale
+    dx *= scale
+    scale = 1.0 / np.sqrt(dy * dy + dx * dx)
+    return dy * scale, dx * scale
 
 
 @kernel

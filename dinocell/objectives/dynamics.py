@@ -16,27 +16,32 @@ SEED_RADIUS = 2
 GROW_RADIUS = 5
 
 
-def label_sinks(ends: npt.NDArray[np.int32]) -> int:
-    """Replaces the end points of `end_points` by labels 1…n, 0 = none, in place; returns n.
+def label_sinks(ends: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """Replaces the end points of `end_points` by labels 1…n, 0 = none, in place.
+
+    Returns n, and how many pixels have an end point.
 
     Larger seeds win where the growth of two overlaps.
     """
     counts = np.zeros(ends.shape, np.int32)
-    _count(ends, counts)
+    inside = _count(ends, counts)
     seeds = _find_seeds(counts)
     order = np.argsort(counts.ravel()[seeds], kind="stable")
     owners = np.zeros(ends.shape, np.int32)
     _grow(counts, seeds[order], owners)
     _assign(ends, owners)
-    return len(seeds)
+    return len(seeds), int(inside)
 
 
 @kernel
 def _count(ends, counts):  # type: ignore[no-untyped-def]
     flat = counts.ravel()
+    inside = 0
     for end in ends.ravel():
         if end >= 0:
             flat[end] += 1
+            inside += 1
+    return inside
 
 
 @kernel

@@ -19,7 +19,7 @@ from torch import Tensor
 from dinocell import log
 from dinocell.objectives import diffusion, dynamics, walk
 from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
-from dinocell.objectives.cells import Cells, find_cells
+from dinocell.objectives.cells import Cells, find_cells, measure_cells
 from dinocell.objectives.regions import fill_holes, split_fragments
 
 Variant = Literal["cellpose", "leak_free"]
@@ -119,9 +119,8 @@ def decode_flows(
     if flows.shape != (2, *probability.shape) or probability.ndim != 2:
         raise ValueError(f"flows must be (2, H, W) and probability (H, W), got {flows.shape} and {probability.shape}")
     labels = walk.end_points(flows, probability, threshold, max_steps, threads, frame)
-    inside = int(np.count_nonzero(labels >= 0))
-    dynamics.label_sinks(labels)
-    cells = find_cells(labels)
+    count, inside = dynamics.label_sinks(labels)
+    cells = measure_cells(labels, count)
     unassigned = inside - int(cells.areas.sum())
     large = cells.areas > max_size_fraction * labels.size
     too_large = _describe(cells, large)
@@ -131,9 +130,8 @@ def decode_flows(
         bad = flow_errors(cells, flows, variant, threads) > flow_error
         inconsistent = _describe(cells, bad)
         cells = cells.without(bad)
-    if fill_holes(labels):
-        cells = find_cells(labels)
-    small = cells.areas < min_size
+    areas = cells.areas + fill_holes(labels)[cells.numbers]
+    small = areas < min_size
     cells = cells.without(small)
     report = DecodeReport(
         cells=len(cells.numbers),

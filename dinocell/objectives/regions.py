@@ -10,16 +10,22 @@ from dinocell.objectives.jit import kernel
 Labels = npt.NDArray[np.int32]
 
 
-def fill_holes(labels: Labels) -> int:
-    """Fills, in place, every background region that a single cell encloses; returns how many pixels that were.
+def fill_holes(labels: Labels) -> npt.NDArray[np.int64]:
+    """Fills, in place, every background region that a single cell encloses.
 
     A hole is a 4-connected background region that neither touches the image border nor a second cell: a cell lying
     inside another one stays, where Cellpose's per-mask filling overwrites it.
 
     Args:
         labels: (H, W) int32, C-contiguous, 0 = background.
+
+    Returns:
+        (max label + 1,) pixels that each label gained.
     """
-    return int(_fill(labels, *_regions(labels))) if labels.size else 0
+    gained = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    if labels.size:
+        _fill(labels, *_regions(labels), gained)
+    return gained
 
 
 def split_fragments(labels: Labels) -> Labels:
@@ -115,7 +121,7 @@ def _merge_owner(owner, label):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _fill(labels, starts, rows, parents):  # type: ignore[no-untyped-def]
+def _fill(labels, starts, rows, parents, gained):  # type: ignore[no-untyped-def]
     height, width = labels.shape
     owners = np.zeros(len(starts), np.int32)
     for y in range(height):
@@ -131,12 +137,10 @@ def _fill(labels, starts, rows, parents):  # type: ignore[no-untyped-def]
             for x in range(start, stop):
                 owner = _merge_owner(_merge_owner(owner, labels[y - 1, x]), labels[y + 1, x])
             owners[root] = owner
-    filled = 0
     for y in range(height):
         for run in range(rows[y], rows[y + 1]):
             owner = owners[parents[run]]
             if owner > 0:
                 start, stop = starts[run] - y * width, _stop(starts, rows, y, run, width)
                 labels[y, start:stop] = owner
-                filled += stop - start
-    return filled
+                gained[owner] += stop - start
