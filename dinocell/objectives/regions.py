@@ -24,7 +24,8 @@ def fill_holes(labels: Labels) -> npt.NDArray[np.int64]:
     """
     gained = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     if labels.size:
-        _fill(labels, *_regions(labels), gained)
+        starts, rows, parents = _regions(labels)
+        _fill(labels, starts, rows, parents, gained)
     return gained
 
 
