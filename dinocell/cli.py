@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,6 +89,25 @@ def finetune(context: typer.Context) -> None:
     from dinocell import config, finetune
 
     config.main(finetune.FinetuneConfig, finetune.run, "Stage 2: fine-tuning on labelled images.", context.args)
+
+
+@app.command()
+def inspect(
+    datasets: Annotated[list[str], typer.Argument(help="Labelled data sets, and key=value settings of a recipe.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Recipe whose crops and checks are meant; default: the paper's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("inspect.html"),
+) -> None:
+    """Look at a labelled data set before training: what looks wrong, sizes, overlays, crops with their targets."""
+    from dinocell import finetune
+    from dinocell.config import load
+
+    roots = [text for text in datasets if "=" not in text or Path(text).exists()]
+    settings = [text for text in datasets if text not in roots]
+    if roots:
+        settings.append(f"data.root={json.dumps(roots)}")
+    _exit(lambda: finetune.inspect_datasets(load(finetune.FinetuneConfig, config, settings), out) and None)
 
 
 @app.command()

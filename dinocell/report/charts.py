@@ -105,6 +105,54 @@ def bars(
     return _png(figure)
 
 
+def histogram(
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    marks: Mapping[str, float] | None = None,
+    bins: int = 24,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Draw how values are spread: for each name the share of its values in each bin, in per cent.
+
+    The axis ends at the largest value but a hundredth of any name's, so that one outlier does not flatten the rest;
+    what lies beyond is counted in the last bin.
+
+    Args:
+        xlabel: what the values are, with their unit.
+        marks: name → value of vertical lines; those off the axis are left out.
+
+    Returns:
+        PNG bytes with a transparent background.
+    """
+    filled = {name: np.asarray(v, np.float64) for name, v in values.items() if len(v)}
+    figure, axes = _axes(theme)
+    low = min((float(v.min()) for v in filled.values()), default=0.0)
+    high = max((float(np.percentile(v, 99)) for v in filled.values()), default=1.0)
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    for index, (name, v) in enumerate(filled.items()):
+        share = 100 * np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v)
+        axes.stairs(share, edges, color=_colour(index), fill=True, alpha=0.22)
+        axes.stairs(share, edges, color=_colour(index), linewidth=1.6, label=name)
+    for name, value in (marks or {}).items():
+        if edges[0] <= value <= edges[-1]:
+            axes.axvline(value, color=theme.text, linewidth=1.0, linestyle=":")
+            axes.annotate(
+                name,
+                (value, 0.98),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="top",
+                fontsize=8,
+                color=theme.text,
+            )
+    _finish(axes, title, xlabel, "share (%)", theme, legend=len(filled) > 1)
+    axes.set_ylim(bottom=0)
+    return _png(figure)
+
+
 def _colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 

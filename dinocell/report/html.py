@@ -124,6 +124,22 @@ class Report:
         )
         self._chart(light, dark, title, caption)
 
+    def histogram(
+        self,
+        values: Mapping[str, Sequence[float]],
+        title: str,
+        xlabel: str,
+        caption: str = "",
+        *,
+        marks: Mapping[str, float] | None = None,
+    ) -> None:
+        """Append a histogram of name → values, in per cent of each name's values; `marks` are named vertical lines."""
+        light, dark = (
+            charts.histogram(values, title=title, xlabel=xlabel, marks=marks, theme=theme)
+            for theme in (charts.LIGHT, charts.DARK)
+        )
+        self._chart(light, dark, title, caption)
+
     def to_html(self) -> str:
         """The whole page as one string."""
         contents = "".join(f'<a href="#{anchor}">{html.escape(text)}</a>' for anchor, text in self._sections)
