@@ -30,6 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from dinocell.metrics import find_overlaps, maximum_matching_accuracy, score_image
 
 CELLS_PER_MEGAPIXEL = 900

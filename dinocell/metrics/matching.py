@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
+_CELLS_A_RUN = 4  # a table of all pairs is made only up to this many entries for each run of pixels
 _STRIP_PIXELS = 1 << 19  # pixels whose runs are held at once: bounds the memory at any image size
 
 
@@ -137,11 +138,13 @@ def _as_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
 def _count_pairs(truth: NDArray[Any], predicted: NDArray[Any], keep: NDArray[np.bool_] | None) -> IntArray:
     """[3, n]: truth label, predicted label and pixel count of every pair of values that occurs, background included."""
     rows_per_strip = max(1, _STRIP_PIXELS * len(truth) // max(1, truth.size))
-    tables = [np.zeros((3, 0), np.int64)]
+    tables = []
     for start in range(0, len(truth), rows_per_strip):
         strip = slice(start, start + rows_per_strip)
         tables.append(_merge(_runs(truth[strip], predicted[strip], None if keep is None else keep[strip])))
-    return _merge(np.concatenate(tables, axis=1))
+    if len(tables) == 1:
+        return tables[0]
+    return _merge(np.concatenate(tables, axis=1)) if tables else np.zeros((3, 0), np.int64)
 
 
 def _runs(truth: NDArray[Any], predicted: NDArray[Any], keep: NDArray[np.bool_] | None) -> IntArray:
@@ -163,6 +166,11 @@ def _merge(table: IntArray) -> IntArray:
     truth, predicted, counts = table
     if not len(counts):
         return table
+    columns = int(predicted.max()) + 1
+    if (int(truth.max()) + 1) * columns <= _CELLS_A_RUN * len(counts):  # few cells: counting beats sorting
+        total = np.bincount(truth * columns + predicted, weights=counts)  # exact in float below 2**53 pixels
+        found = np.flatnonzero(total)
+        return np.stack([found // columns, found % columns, total[found].astype(np.int64)])  # [3, pairs]
     if int(truth.max()) < 2**31 and int(predicted.max()) < 2**31:  # one sortable number a pair
         # stable: a merge sort that uses the order already there (labels ascend along an image), three times faster
         order = np.argsort((truth << 32) | predicted, kind="stable")
