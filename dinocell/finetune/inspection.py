@@ -153,8 +153,8 @@ def _overview(report: Report, parts: Sequence[Part], found: Sequence[str]) -> No
     report.heading("Data sets" if len(parts) > 1 else "Data set")
     report.table([_row(part) for part in parts], HEADER)
     report.text(
-        "Of the training images looked at. Cells an image: fewest, median, most. Diameters: 5, 50 and 95 % of cells are "
-        "smaller. Empty images are used as background."
+        "Of the training images looked at. Cells an image: fewest, median, most. Diameters: 5, 50 and 95 % of cells "
+        "are smaller. Empty images are used as background."
     )
 
 
@@ -217,7 +217,11 @@ def _images(report: Report, part: Part) -> None:
         prepared = part.store.get(part.numbers[position])
         assert prepared is not None
         picture = _jpeg(overlay(to_gray(read_image(item.image)), prepared.truth, fill=0.12))
-        caption = f"{item.stem}: {facts.shape[1]} × {facts.shape[0]} px, {facts.cells} {'cell' if facts.cells == 1 else 'cells'}, {facts.labelled:.0%} labelled"
+        size, cells = (
+            f"{facts.shape[1]} × {facts.shape[0]} px",
+            "1 cell" if facts.cells == 1 else f"{facts.cells} cells",
+        )
+        caption = f"{item.stem}: {size}, {cells}, {facts.labelled:.0%} labelled"
         pictures.append((picture, caption))
     report.gallery(pictures, "Each cell has an outline of its own colour; outlines must lie on the edges of cells.")
 
@@ -251,8 +255,8 @@ def _legend(config: FinetuneConfig, part: Part) -> str:
     match config.objective.kind:
         case "flows":
             return (
-                f"{crops}: the flow, which points to the cell's centre (its colour is the direction, as in the wheel below), "
-                f"and whether a pixel belongs to a cell. {weights}"
+                f"{crops}: the flow, which points to the cell's centre (its colour is the direction, as in the wheel "
+                f"below), and whether a pixel belongs to a cell. {weights}"
             )
         case "distance":
             return f"{crops}: the distance to the cell's border, 1 (white) in the middle of every cell. {weights}"
