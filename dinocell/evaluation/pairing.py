@@ -119,6 +119,10 @@ def pair(labels: list[LabelFile], folder: Path, role: str, *, every: bool = True
         spare = [candidate for candidate in spare if _ending(candidate.path) is not None]
     missing = [label for label in labels if label.title not in found] if every else []
     for number, label in enumerate(missing):
+        if len(rivals := by_name[label.name]) > 1:
+            names = ", ".join(_short(rival.path, folder) for rival in rivals[:3])
+            problems.append(f"{role}: several files for {label.title} ({names}): name the folder of one of them")
+            continue
         hint = _hint(label, spare) if number < _HINTS else ""
         problems.append(f"{role}: no file for {label.title}{hint}")
     problems += [f"{role}: {_short(candidate.path, folder)} has no label image of that name" for candidate in spare]

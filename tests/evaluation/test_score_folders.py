@@ -126,6 +126,15 @@ def test_every_file_that_is_not_scored_is_named_and_the_others_are_scored(truth:
     assert "field_4.png has no label image" in (tmp_path / "report.html").read_text()
 
 
+def test_a_folder_of_several_tools_outputs_is_said_to_be_one(truth: Path, tmp_path: Path) -> None:
+    tool = tmp_path / "tools"
+    for name in ("ours", "baseline"):
+        save(tool / name / "a_labels.tif", cells())
+    save(tool / "b.png", cells())
+    problems = score_folders(truth, {"tool": tool}, None, tmp_path)["problems"]
+    assert any("several files for a (baseline/a_labels.tif, ours/a_labels.tif): name the folder" in p for p in problems)
+
+
 def test_several_files_of_one_name_are_said(truth: Path, tmp_path: Path) -> None:
     for extension in ("tif", "png"):
         save(tmp_path / "tool" / f"a_labels.{extension}", cells())
