@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from dinocell.curation.extract import Found
 from dinocell.curation.journal import places
+from dinocell.curation.pictures import PictureReader
 from dinocell.data.files import atomic_write_text
 
 PAGES = "contact_sheets"
@@ -61,14 +62,14 @@ show();
 """)
 
 
-def write_contact_sheet(out: Path, found: list[Found], limit: int) -> None:
+def write_contact_sheet(out: Path, found: list[Found], pictures: PictureReader, limit: int) -> None:
     """Write the sheet; with more than `limit` crops, contact_sheet.html lists one page for each dataset."""
     groups: dict[str, list[Found]] = defaultdict(list)
     for item in found:
         groups[item.row.dataset].append(item)
     excluded = [item.row.crop for item in found if item.row.reason == "excluded by hand"]
     if len(found) <= limit:
-        body = "".join(_section(out, name, items, "") for name, items in sorted(groups.items()))
+        body = "".join(_section(out, name, items, pictures, "") for name, items in sorted(groups.items()))
         _write(out / "contact_sheet.html", "Contact sheet", found, body, [])
         return
     rows = []
@@ -76,7 +77,7 @@ def write_contact_sheet(out: Path, found: list[Found], limit: int) -> None:
         page = f"{PAGES}/{number:03d}.html"
         here = {item.row.crop for item in items}
         others = [crop for crop in excluded if crop not in here]
-        _write(out / page, f"Contact sheet: {name}", items, _section(out, name, items, "../"), others)
+        _write(out / page, f"Contact sheet: {name}", items, _section(out, name, items, pictures, "../"), others)
         rows.append(f'<tr><td><a href="{page}">{html.escape(name)}</a></td><td>{_counts(items)}</td></tr>')
     _write(out / "contact_sheet.html", "Contact sheets", found, f"<table>{''.join(rows)}</table>", excluded)
 
@@ -95,20 +96,20 @@ def _counts(found: list[Found]) -> str:
     return f"{files} files · {kept} crops kept" + (f" · rejected: {told}" if told else "")
 
 
-def _section(out: Path, name: str, found: list[Found], up: str) -> str:
+def _section(out: Path, name: str, found: list[Found], pictures: PictureReader, up: str) -> str:
     kept = [item for item in found if item.row.status == "kept"]
     rejected = [item for item in found if item.row.status != "kept"]
     parts = [f'<h2>{html.escape(name)}</h2><p class="soft">{_counts(found)}</p>']
     for title, items in (("kept", kept), ("rejected", rejected)):
         if items:
-            figures = "".join(_figure(out, item, up) for item in items)
+            figures = "".join(_figure(out, item, pictures, up) for item in items)
             parts.append(f'<h3>{title}</h3><div class="grid">{figures}</div>')
     return "".join(parts)
 
 
-def _figure(out: Path, item: Found, up: str) -> str:
+def _figure(out: Path, item: Found, pictures: PictureReader, up: str) -> str:
     row = item.row
-    picture = _picture(out, item)
+    picture = _picture(pictures.read(item.sheet))
     where = places(out, row.crop)[0 if row.status == "kept" else 1].relative_to(out).as_posix() if row.crop else ""
     if where and picture:
         picture = f'<a href="{up}{quote(where)}">{picture}</a>'
@@ -140,8 +141,6 @@ def _facts(item: Found) -> list[str]:
     return [row.channel, size, detail, focus]
 
 
-def _picture(out: Path, item: Found) -> str:
-    file = out / item.sheet
-    if not item.sheet or not file.is_file():
-        return ""
-    return f'<img loading="lazy" alt="" src="data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}">'
+def _picture(jpeg: bytes) -> str:
+    data = base64.b64encode(jpeg).decode()
+    return f'<img loading="lazy" alt="" src="data:image/jpeg;base64,{data}">' if jpeg else ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,22 +18,18 @@ BANDS = (11, 11, 11, 11, 10, 10)
 """Bits of the bands of a 64-bit hash. Hashes that differ in fewer bits than there are bands agree in one band."""
 
 
-def pixel_hash(crop: Gray) -> str:
-    """SHA-256 of shape and pixels."""
-    return hashlib.sha256(repr(crop.shape).encode() + np.ascontiguousarray(crop).tobytes()).hexdigest()
-
-
 def thumbnail(crop: Gray) -> Gray:
-    """Area-averaged 32×32 picture of a crop."""
+    """Area-averaged 32×32 picture of a crop (or of `pictures.reduce` of it, which tells the same in less time)."""
     return np.asarray(cv2.resize(crop, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def perceptual_hash(small: Gray) -> int:
     """64 bits: signs of the 8×8 lowest DCT coefficients (without the mean) against their median."""
-    frequencies = cv2.dct(small.astype(np.float32))[:8, :8].ravel()
-    # The mean says nothing about content: another frequency takes its bit.
-    frequencies[0] = cv2.dct(small.astype(np.float32))[8, 8]
-    bits = frequencies > np.median(frequencies)
+    transform = cv2.dct(small.astype(np.float32))
+    frequencies = transform[:8, :8].ravel()
+    frequencies[0] = transform[8, 8]  # the mean says nothing about content: another frequency takes its bit
+    ordered = np.sort(frequencies)
+    bits = frequencies > (ordered[31] + ordered[32]) / 2
     return int.from_bytes(np.packbits(bits).tobytes())
 
 
@@ -47,6 +43,20 @@ def decode(text: str) -> Gray:
     return np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(THUMBNAIL, THUMBNAIL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a picture is compared by."""
+
+    pixels: str
+    code: int
+    unit: npt.NDArray[np.float32]
+
+
+def look(pixels: str, small: Gray) -> Look:
+    """Of a hash that equal crops share, and a crop's `thumbnail`."""
+    return Look(pixels=pixels, code=perceptual_hash(small), unit=_unit(small))
+
+
 class DuplicateIndex:
     """Remembers pictures in the order given and answers which earlier one a picture repeats."""
 
@@ -56,26 +66,26 @@ class DuplicateIndex:
         self.min_correlation = min_correlation
         self._pixels: dict[str, str] = {}
         self._bands: list[dict[int, list[int]]] = [defaultdict(list) for _ in BANDS]
-        self._entries: list[tuple[int, npt.NDArray[np.float32], str]] = []
+        self._entries: list[tuple[Look, str]] = []
 
-    def find(self, pixels: str, small: Gray) -> tuple[str, str] | None:
+    def find(self, picture: Look) -> tuple[str, str] | None:
         """("exact duplicate" | "near duplicate", name of the earlier picture), or None."""
-        if pixels in self._pixels:
-            return "exact duplicate", self._pixels[pixels]
-        code, unit = perceptual_hash(small), _unit(small)
-        for number in self._candidates(code):
-            other_code, other, name = self._entries[number]
-            if (code ^ other_code).bit_count() <= self.max_distance and float(unit @ other) >= self.min_correlation:
+        if picture.pixels in self._pixels:
+            return "exact duplicate", self._pixels[picture.pixels]
+        for number in self._candidates(picture.code):
+            other, name = self._entries[number]
+            if (picture.code ^ other.code).bit_count() > self.max_distance:
+                continue
+            if float(picture.unit @ other.unit) >= self.min_correlation:
                 return "near duplicate", name
         return None
 
-    def add(self, name: str, pixels: str, small: Gray) -> None:
+    def add(self, name: str, picture: Look) -> None:
         """Remember a picture under a name."""
-        self._pixels[pixels] = name
-        code = perceptual_hash(small)
-        for band, part in zip(self._bands, _parts(code), strict=True):
+        self._pixels[picture.pixels] = name
+        for band, part in zip(self._bands, _parts(picture.code), strict=True):
             band[part].append(len(self._entries))
-        self._entries.append((code, _unit(small), name))
+        self._entries.append((picture, name))
 
     def _candidates(self, code: int) -> Iterable[int]:
         found: set[int] = set()
@@ -94,5 +104,5 @@ def _unit(small: Gray) -> npt.NDArray[np.float32]:
     """Thumbnail as a vector of zero mean and unit length, so that a dot product is a correlation."""
     values = small.astype(np.float64).ravel()
     values -= values.mean()
-    length = float(np.linalg.norm(values))
+    length = float(np.sqrt(values @ values))
     return np.asarray(values / length if length else values, dtype=np.float32)

@@ -13,10 +13,12 @@ import cv2
 import numpy as np
 
 from dinocell.config import to_dict
+from dinocell.curation import pictures
 from dinocell.curation.config import CurateConfig
-from dinocell.curation.duplicates import encode, pixel_hash, thumbnail
+from dinocell.curation.duplicates import encode, thumbnail
 from dinocell.curation.filters import Gray, Plane, Rejection, check_crop, check_plane, halve, score_crop
 from dinocell.curation.focus import best_crops
+from dinocell.curation.pictures import reduce
 from dinocell.curation.manifest import Row
 from dinocell.curation.sources import Source
 from dinocell.data.files import atomic_write_bytes
@@ -25,10 +27,8 @@ from dinocell.data.io import planes, read_series
 from dinocell.data.preprocess import histogram, limits, scale_to_uint8
 from dinocell.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Raised when the same file and config give other crops than before; older records are then made anew."""
-SHEET_SIDE = 160
-"""Longer side (px) of the pictures on the contact sheet."""
 STATE = ".curation"
 CROPS = "crops"
 SET_ASIDE = "set_aside"
@@ -40,11 +40,20 @@ DARK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A row of the tables to be, with what duplicates are found by and its picture for the contact sheet."""
+    """A row of the tables to be, with what duplicates are found by and its picture for the contact sheet.
+
+    Attributes:
+        row: of manifest.csv or rejected.csv.
+        pixels: SHA-256 of a kept crop's PNG.
+        small: its thumbnail as text.
+        picture: JPEG for the contact sheet, until the journal has put it away.
+        sheet: where it has put it.
+    """
 
     row: Row
     pixels: str = ""
     small: str = ""
+    picture: bytes = b""
     sheet: str = ""
 
 
@@ -58,21 +67,21 @@ def fingerprint(config: CurateConfig) -> str:
 def extract(source: Source, config: CurateConfig) -> list[Found]:
     """Write the crops of one file below OUT/crops and return what was kept and what was not.
 
-    Never raises for a file's sake: whatever goes wrong in reading becomes a rejected row.
+    Never raises for a file's sake: whatever goes wrong in reading becomes a rejected row, after what came before it.
     """
     cv2.setNumThreads(1)  # the workers are the parallelism
     row = Row(source=source.path, dataset=source.dataset, status="rejected")
+    found: list[Found] = []
     try:
         row = replace(row, source_sha256=_sha256(Path(source.path)))
         max_bytes = int(config.max_gib * 2**30)
-        found: list[Found] = []
         for image in read_series(source.path, axes=config.axes, t_step=config.t_step, max_bytes=max_bytes):
             found += _extract_image(image, row, source, config)
         return found
     except (DataError, OSError, MemoryError, ValueError, cv2.error) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         detail = text.removeprefix(source.path).removeprefix(": ")
-        return [Found(row=replace(row, reason="unreadable", detail=detail))]
+        return [*found, Found(row=replace(row, reason="unreadable", detail=detail))]
 
 
 def _extract_image(image: ImageFile, row: Row, source: Source, config: CurateConfig) -> Iterator[Found]:
@@ -86,28 +95,36 @@ def _extract_image(image: ImageFile, row: Row, source: Source, config: CurateCon
     )
     prefix = f"{image.series}_" if image.series else ""
     for name, plane in planes(image, z=config.z, colour=config.colour, combined=config.combined):
-        yield from _extract_plane(plane, replace(row, channel=prefix + name), source, config)
+        yield from _extract_plane(plane, prefix + name, row, source, config)
 
 
-def _extract_plane(plane: Plane, row: Row, source: Source, config: CurateConfig) -> Iterator[Found]:
+def _extract_plane(plane: Plane, name: str, row: Row, source: Source, config: CurateConfig) -> Iterator[Found]:
     counts = histogram(plane) if plane.dtype in (np.uint8, np.uint16) else None
     rejection = check_plane(plane, config.filters, counts)
     low, high = limits(plane, config.percentile_low, config.percentile_high, counts)
     gray = scale_to_uint8(plane, low, high)
-    row = replace(row, low=low, high=high)
     if rejection is not None:
-        yield _reject(replace(row, height=plane.shape[0], width=plane.shape[1]), rejection, gray, source, config)
+        height, width = plane.shape
+        row = replace(row, channel=name, low=low, high=high, height=height, width=width)
+        yield _reject(row, rejection, reduce(gray))
         return
     del plane
     windows = best_crops(gray, config.size, config.crops_per_image, config.max_overlap)
     for number, (y, x, variance) in enumerate(windows):
         crop = np.ascontiguousarray(gray[y : y + config.size, x : x + config.size])
-        scores = score_crop(crop)
+        half = halve(crop)
+        scores = score_crop(crop, half)
+        small = reduce(half)
         suffix = f"_{number}" if config.crops_per_image > 1 else ""
+        rejection = check_crop(scores, config.filters)
         found = replace(
             row,
-            crop=f"{CROPS}/{source.key}__{row.channel}{suffix}.png",
-            modality=config.modality or _modality(crop),
+            status="kept" if rejection is None else "rejected",
+            crop=f"{CROPS}/{source.key}__{name}{suffix}.png" if rejection is None else "",
+            channel=name,
+            low=low,
+            high=high,
+            modality=config.modality or _modality(small),
             y=y,
             x=x,
             height=crop.shape[0],
@@ -117,43 +134,25 @@ def _extract_plane(plane: Plane, row: Row, source: Source, config: CurateConfig)
             structure=scores.structure,
             occupied=scores.occupied,
         )
-        rejection = check_crop(scores, config.filters)
-        if rejection is not None:
-            yield _reject(found, rejection, crop, source, config, suffix)
-        else:
-            yield _keep(found, crop, config)
+        yield _keep(found, crop, small, config) if rejection is None else _reject(found, rejection, small)
 
 
-def _keep(row: Row, crop: Gray, config: CurateConfig) -> Found:
-    coded = cv2.imencode(".png", crop)[1].tobytes()
+def _keep(row: Row, crop: Gray, small: Gray, config: CurateConfig) -> Found:
+    coded = cv2.imencode(".png", crop)[1].data
     atomic_write_bytes(Path(config.out, row.crop), coded)
-    sheet = f"{STATE}/sheet/{row.crop.removeprefix(f'{CROPS}/')}.jpg"
-    half = halve(crop)
-    _write_sheet_picture(Path(config.out, sheet), half)
-    row = replace(row, status="kept")
-    return Found(row=row, pixels=pixel_hash(crop), small=encode(thumbnail(half)), sheet=sheet)
+    # Equal pixels are equal PNGs, which are shorter to hash.
+    digest = hashlib.sha256(coded).hexdigest()
+    return Found(row=row, pixels=digest, small=encode(thumbnail(small)), picture=pictures.code(small))
 
 
-def _reject(
-    row: Row, rejection: Rejection, gray: Gray, source: Source, config: CurateConfig, suffix: str = ""
-) -> Found:
-    sheet = f"{STATE}/sheet/{source.key}__{row.channel}{suffix}.png.jpg"
-    _write_sheet_picture(Path(config.out, sheet), gray)
-    return Found(row=replace(row, crop="", reason=rejection.reason, detail=rejection.detail), sheet=sheet)
+def _reject(row: Row, rejection: Rejection, small: Gray) -> Found:
+    row = replace(row, reason=rejection.reason, detail=rejection.detail)
+    return Found(row=row, picture=pictures.code(small))
 
 
-def _write_sheet_picture(path: Path, gray: Gray) -> None:
-    while max(gray.shape) >= 4 * SHEET_SIDE:  # exact halves are many times faster than one odd step
-        gray = halve(gray)
-    scale = min(SHEET_SIDE / max(gray.shape), 1)
-    size = max(round(gray.shape[1] * scale), 1), max(round(gray.shape[0] * scale), 1)
-    small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
-    atomic_write_bytes(path, cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
-
-
-def _modality(crop: Gray) -> str:
+def _modality(small: Gray) -> str:
     """A guess, no more: mostly dark is taken for fluorescence, the rest for transmitted light."""
-    return "fluorescence" if float(np.median(crop[::8, ::8])) < DARK else "transmitted"
+    return "fluorescence" if 2 * np.count_nonzero(small < DARK) > small.size else "transmitted"
 
 
 def _sha256(path: Path) -> str:
@@ -167,13 +166,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def to_record(found: list[Found]) -> list[dict[str, Any]]:
-    """Plain values for the journal."""
-    return [
-        {"row": item.row.__dict__, "pixels": item.pixels, "small": item.small, "sheet": item.sheet} for item in found
-    ]
+def to_record(found: Found, sheet: str) -> dict[str, Any]:
+    """Plain values for the journal; `sheet` is where the picture was put."""
+    return {"row": vars(found.row), "pixels": found.pixels, "small": found.small, "sheet": sheet}
 
 
 def from_record(record: list[dict[str, Any]]) -> list[Found]:
-    """Inverse of `to_record`."""
+    """What `to_record` made plain."""
     return [Found(row=Row(**item["row"]), **{k: item[k] for k in ("pixels", "small", "sheet")}) for item in record]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -10,19 +11,29 @@ from typing import Any
 
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.extract import CROPS, SET_ASIDE, STATE, Found, fingerprint, from_record, to_record
+from dinocell.curation.pictures import PictureReader, PictureWriter
 from dinocell.curation.sources import Source
 from dinocell.data.files import atomic_write_text
 
 
 class Journal:
-    """Records of one output folder; each job of an array appends to a file of its own and reads all of them."""
+    """Records of one output folder; each job of an array appends to files of its own and reads those of all.
+
+    A file that is changed while it is read is done again by the next run: its record carries what it looked like
+    when `unfinished` saw it.
+    """
 
     def __init__(self, config: CurateConfig) -> None:
         self.out = Path(config.out)
-        self.fingerprint = fingerprint(config)
-        self._path = self.out / STATE / f"journal-{config.shard_index}-of-{config.shard_count}.jsonl"
+        self._state = self.out / STATE
+        self._fingerprint = fingerprint(config)
+        job = f"{config.shard_index}-of-{config.shard_count}"
+        self._path = self._state / f"journal-{job}.jsonl"
+        # Other settings, another file: what the sheet of the last settings showed is deleted as a whole.
+        self._pictures_path = self._state / f"pictures-{self._fingerprint}-{job}.bin"
         self._lines: dict[str, dict[str, Any]] = {}
-        for file in sorted((self.out / STATE).glob("journal-*.jsonl")):
+        self._stamps: dict[str, list[Any]] = {}
+        for file in sorted(self._state.glob("journal-*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
                 self._take(line)
 
@@ -37,6 +48,7 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         torn = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
         self._file = self._path.open("a", encoding="utf-8")
+        self._pictures = PictureWriter(self._pictures_path)
         if torn:
             self._file.write("\n")
         return self
@@ -45,24 +57,37 @@ class Journal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._pictures.close()
 
     def add(self, source: Source, found: list[Found]) -> None:
         """Remember a finished file."""
-        entry = {"key": source.key, "stamp": stamp(source, self.fingerprint), "found": to_record(found)}
+        records = [to_record(item, self._pictures.add(item.picture)) for item in found]
+        self._pictures.flush()
+        entry = {"key": source.key, "stamp": self._stamps[source.key], "found": records}
         self._lines[source.key] = entry
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._file.flush()
 
-    def finished(self, source: Source) -> list[Found] | None:
-        """What a file gave in an earlier run, if file and config are unchanged and its crops are still there."""
-        entry = self._lines.get(source.key)
-        if entry is None or entry["stamp"] != stamp(source, self.fingerprint):
-            return None
-        found = from_record(entry["found"])
-        return found if all(self._present(item) for item in found) else None
+    def unfinished(self, sources: list[Source]) -> list[Source]:
+        """Files that no earlier run has done, or that changed since, or whose crops are gone."""
+        self._stamps = {source.key: stamp(source, self._fingerprint) for source in sources}
+        return [source for source in sources if not self._is_done(source)]
 
-    def _present(self, item: Found) -> bool:
-        return not item.row.crop or any(path.is_file() for path in places(self.out, item.row.crop))
+    def _is_done(self, source: Source) -> bool:
+        entry = self._lines.get(source.key)
+        if entry is None or entry["stamp"] != self._stamps[source.key]:
+            return False
+        crops = [item["row"]["crop"] for item in entry["found"]]
+        return all(any(path.is_file() for path in places(self.out, crop)) for crop in crops if crop)
+
+    def found(self, source: Source) -> list[Found]:
+        """What a file gave, in this run or an earlier one."""
+        entry = self._lines.get(source.key)
+        return from_record(entry["found"]) if entry else []
+
+    def pictures(self) -> PictureReader:
+        """Of the contact sheet."""
+        return PictureReader(self._state)
 
     def crops_of_others(self, is_current: Callable[[str], bool]) -> list[str]:
         """Crops that earlier runs wrote for files that are no longer among the sources, or no longer give them."""
@@ -74,8 +99,12 @@ class Journal:
         kept = [self._lines[source.key] for source in sources if source.key in self._lines]
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept)
         atomic_write_text(self._path, text)
-        for file in (self.out / STATE).glob("journal-*.jsonl"):
+        for file in self._state.glob("journal-*.jsonl"):
             if file != self._path:
+                file.unlink()
+        used = {item["sheet"].partition(":")[0] for entry in kept for item in entry["found"]}
+        for file in self._state.glob("pictures-*.bin"):
+            if file.name not in used:
                 file.unlink()
 
 
@@ -86,8 +115,9 @@ def places(out: Path, crop: str) -> tuple[Path, Path]:
 
 def stamp(source: Source, config: str) -> list[Any]:
     """Changes whenever a file, its place in the run or the config does."""
+    path = os.path.realpath(source.path)
     try:
-        status = Path(source.path).stat()
-        return [source.dataset, str(Path(source.path).resolve()), status.st_size, status.st_mtime_ns, config]
+        status = os.stat(path)  # noqa: PTH116  # pathlib takes several times as long, and there may be millions
+        return [source.dataset, path, status.st_size, status.st_mtime_ns, config]
     except OSError:
-        return [source.dataset, str(Path(source.path).resolve()), -1, -1, config]
+        return [source.dataset, path, -1, -1, config]

@@ -18,8 +18,8 @@ from pathlib import Path
 from dinocell import log
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.contact_sheet import write_contact_sheet
-from dinocell.curation.duplicates import DuplicateIndex, decode
-from dinocell.curation.extract import CROPS, SET_ASIDE, STATE, Found, extract
+from dinocell.curation.duplicates import DuplicateIndex, decode, look
+from dinocell.curation.extract import CROPS, SET_ASIDE, Found, extract
 from dinocell.curation.journal import Journal, places
 from dinocell.curation.manifest import Row, write_rows
 from dinocell.curation.sources import Source, find_sources
@@ -47,7 +47,7 @@ def run(config: CurateConfig) -> None:
         raise ConfigError(f"out={out}: cannot be made: {error.strerror}") from error
     mine = sources[config.shard_index :: config.shard_count]
     journal = Journal(config)
-    todo = [source for source in mine if journal.finished(source) is None]
+    todo = journal.unfinished(mine)
     if config.merge:
         _refuse_unfinished(todo, len(mine), out)
     elif len(todo) < len(mine):
@@ -58,15 +58,16 @@ def run(config: CurateConfig) -> None:
     if config.shard_count > 1:
         log.info(f"shard {config.shard_index} of {config.shard_count} is done; curate … --merge joins them")
         return
-    results = [(source, journal.finished(source) or []) for source in sources]
+    results = [(source, journal.found(source)) for source in sources]
     final = judge(results, config, read_exclude(out))
     _settle(final, journal, out)
-    journal.compact(sources)
     kept = [item.row for item in final if item.row.status == "kept"]
     rejected = [item.row for item in final if item.row.status != "kept"]
     write_rows(out / "manifest.csv", kept)
     write_rows(out / "rejected.csv", rejected)
-    write_contact_sheet(out, final, config.sheet_limit)
+    with journal.pictures() as pictures:
+        write_contact_sheet(out, final, pictures, config.sheet_limit)
+    journal.compact(sources)
     _tell(kept, rejected, len(sources), out, time.monotonic() - start)
 
 
@@ -115,9 +116,10 @@ def judge(results: list[tuple[Source, list[Found]]], config: CurateConfig, exclu
             if config.filters.duplicates and original != source.path:
                 verdict = "exact duplicate", original
             elif config.filters.duplicates:
-                verdict = index.find(item.pixels, decode(item.small))
-            if verdict is None:
-                index.add(item.row.crop, item.pixels, decode(item.small))
+                picture = look(item.pixels, decode(item.small))
+                verdict = index.find(picture)
+                if verdict is None:
+                    index.add(item.row.crop, picture)
             if item.row.crop in excluded:
                 verdict = "excluded by hand", ""
             final.append(item if verdict is None else _rejected(item, *verdict))
@@ -145,9 +147,8 @@ def _settle(final: list[Found], journal: Journal, out: Path) -> None:
         _move(*places(out, crop))
     if moved:
         log.warning(f"{len(moved)} crops of earlier runs are not part of this one: moved to {out / SET_ASIDE}")
-    for folder in (CROPS, f"{STATE}/sheet"):
-        for leftover in (out / folder).rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+    for leftover in (out / CROPS).rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -34,12 +35,15 @@ def find_sources(config: CurateConfig) -> list[Source]:
     Raises:
         ConfigError: a source that does not exist, or nothing to do.
     """
-    out = Path(config.out).resolve()
+    out = f"{Path(config.out).resolve()}{os.sep}"
     found: dict[Path, tuple[str, str]] = {}
+    places: dict[Path, str] = {}
     for root, file in _files(config.sources):
-        if out in file.resolve().parents:
+        below = str(file)[len(str(root)) :].lstrip(os.sep) if root.parts else str(file)
+        place = places.setdefault(root, str(root.resolve()))
+        if f"{place}{os.sep}{below}".startswith(out):
             continue
-        dataset, name = _names(root, file)
+        dataset, name = _names(below, Path(place).name)
         found.setdefault(file, (config.dataset or dataset, name))
     if not found:
         raise ConfigError(f"no images in {', '.join(config.sources)}")
@@ -65,8 +69,8 @@ def _files(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _names(root: Path, file: Path) -> tuple[str, str]:
-    below = file.relative_to(root).with_suffix("")
-    if len(below.parts) > 1:
-        return below.parts[0], "/".join(below.parts[1:])
-    return root.resolve().name or "root", below.name
+def _names(below: str, root: str) -> tuple[str, str]:
+    """Dataset and name of a file from its path below the root, and the root's own name."""
+    *folders, file = below.split(os.sep)
+    stem = Path(file).stem
+    return (folders[0], "/".join([*folders[1:], stem])) if folders else (root or "root", stem)

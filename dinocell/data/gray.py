@@ -91,16 +91,17 @@ def _separate(channels: list[Plane], combined: bool) -> Iterator[tuple[str, Plan
 def _colour(samples: Array, axes: str, z: DepthRule, colour: ColourRule, combined: bool) -> Iterator[tuple[str, Plane]]:
     """Planes of one colour picture (S, [Z,] Y, X)."""
     channels = [flatten_depth(sample, axes, z) for sample in samples]
-    if channels[0].dtype in (np.uint8, np.uint16):  # contiguous planes make everything after faster
-        channels = list(cv2.split(np.stack(channels, axis=-1) if "Z" in axes else np.moveaxis(samples, 0, -1)))
     if len(channels) in (2, 4):
         channels = channels[:-1]  # alpha
-    if len(channels) == 1 or channels_equal(channels):
-        yield "gray", channels[0]
-    elif colour == "luma" or (colour == "auto" and not dark_background(channels)):
-        yield "luma", luma(channels)
+    if len(channels) == 1 or channels_equal([plane[::16, ::16] for plane in channels]):  # a few pixels tell most apart
+        channels = [np.ascontiguousarray(plane) for plane in channels]
+        if len(channels) == 1 or channels_equal(channels):
+            yield "gray", channels[0]
+            return
+    if colour == "luma" or (colour == "auto" and not dark_background(channels)):
+        yield "luma", luma(np.stack(channels, axis=-1) if "Z" in axes else np.moveaxis(samples[:3], 0, -1))
     else:
-        yield from _separate(channels, combined)
+        yield from _separate([np.ascontiguousarray(plane) for plane in channels], combined)
 
 
 def flatten_depth(stack: Array, axes: str, z: DepthRule) -> Plane:
@@ -122,10 +123,7 @@ def channels_equal(channels: list[Plane]) -> bool:
     """Whether the planes of a colour picture hold one gray picture."""
     first = channels[0]
     tolerance = EQUAL_TOLERANCE * value_range(first) if first.dtype == np.uint8 else 0
-    coarse = slice(None, None, 16), slice(None, None, 16)  # a few pixels tell most pictures apart
-    return all(
-        _close(first[coarse], other[coarse], tolerance) and _close(first, other, tolerance) for other in channels[1:]
-    )
+    return all(_close(first, other, tolerance) for other in channels[1:])
 
 
 def _close(first: Plane, other: Plane, tolerance: float) -> bool:
@@ -138,17 +136,22 @@ def _close(first: Plane, other: Plane, tolerance: float) -> bool:
 
 def dark_background(channels: list[Plane]) -> bool:
     """Whether the median pixel is dark in every channel, on the scale from 0 to the picture's brightest value."""
-    tops = [float(np.nanmax(plane)) for plane in channels]
-    return all(float(np.nanmedian(plane[::8, ::8])) < DARK_BACKGROUND * max(tops) for plane in channels)
+    median, maximum = (np.nanmedian, np.nanmax) if channels[0].dtype.kind == "f" else (np.median, np.max)
+    medians = []
+    for plane in channels:
+        medians.append(float(median(plane[::8, ::8])))
+        if plane.dtype.kind == "u" and medians[-1] >= DARK_BACKGROUND * value_range(plane):
+            return False  # whatever the brightest value is
+    return max(medians) < DARK_BACKGROUND * max(float(maximum(plane)) for plane in channels)
 
 
-def luma(channels: list[Plane]) -> Plane:
-    """BT.601 luma (H, W) of R, G, B planes: rounded to the dtype for uint8 and uint16, else float32."""
-    if channels[0].dtype in (np.uint8, np.uint16):
-        return np.asarray(cv2.cvtColor(cv2.merge(channels), cv2.COLOR_RGB2GRAY))
-    total: npt.NDArray[np.float32] = channels[0] * LUMA[0]
-    for plane, weight in zip(channels[1:], LUMA[1:], strict=True):
-        total += plane * weight
+def luma(picture: Array) -> Plane:
+    """BT.601 luma (H, W) of a picture (H, W, 3): rounded to the dtype for uint8 and uint16, else float32."""
+    if picture.dtype in (np.uint8, np.uint16):
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY))
+    total: npt.NDArray[np.float32] = picture[..., 0] * LUMA[0]
+    for sample, weight in enumerate(LUMA[1:], start=1):
+        total += picture[..., sample] * weight
     return total.astype(np.float32, copy=False)
 
 

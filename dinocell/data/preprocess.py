@@ -20,8 +20,6 @@ from dinocell.data.jit import compiled
 from dinocell.errors import ConfigError, DataError
 
 BINS = 256
-BLOCK_PIXELS = 2**20
-"""Large planes are worked through in blocks of this many pixels; cv2 counts in float32, exact only below 2²⁴."""
 MAX_SORTED = 2**24
 """Planes of floats or wide integers with more pixels than this give their percentiles from every k-th row."""
 
@@ -77,6 +75,9 @@ def stretch(gray: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.f
 
 
 def _to_unit(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[np.float32]:
+    if gray.dtype in (np.uint8, np.uint16) and gray.size > np.iinfo(gray.dtype).max:
+        levels = np.arange(np.iinfo(gray.dtype).max + 1, dtype=np.int32)  # fewer than there are pixels
+        return np.asarray(_look_up(_to_unit(levels.astype(np.float32), bottom, top), gray))
     if gray.dtype.kind in "bui" and gray.dtype.itemsize > 2:
         values = (gray.astype(np.float64) - bottom).astype(np.float32)  # float32 alone would round 32-bit counts
     else:
@@ -96,25 +97,25 @@ def scale_to_uint8(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDA
     if not top > bottom:
         return np.zeros(gray.shape, dtype=np.uint8)
     if gray.dtype in (np.uint8, np.uint16):
-        levels = np.arange(np.iinfo(gray.dtype).max + 1, dtype=np.float64)
-        table = np.clip((levels - bottom) * (255 / (top - bottom)) + 0.5, 0, 255.5).astype(np.uint8)
-        return _look_up(table, gray)
+        return np.asarray(_look_up(_byte_table(np.iinfo(gray.dtype).max + 1, bottom, 255 / (top - bottom)), gray))
     unit = _to_unit(gray, bottom, top)
     unit *= np.float32(255)
     unit += np.float32(0.5)
     return unit.astype(np.uint8)
 
 
-def _look_up(table: npt.NDArray[np.uint8], gray: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """table[gray] without numpy's widening of the indices to 64 bit."""
-    if gray.dtype == np.uint8:
-        return np.asarray(cv2.LUT(gray, table), dtype=np.uint8)
-    return _look_up_16(table, gray)
+@compiled
+def _byte_table(levels: int, bottom: float, scale: float) -> npt.NDArray[np.uint8]:
+    table = np.empty(levels, dtype=np.uint8)
+    for level in range(levels):
+        table[level] = np.uint8(min(max((level - bottom) * scale + 0.5, 0.0), 255.5))
+    return table
 
 
 @compiled
-def _look_up_16(table: npt.NDArray[np.uint8], gray: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    out = np.empty(gray.shape, dtype=np.uint8)
+def _look_up(table: npt.NDArray[Any], gray: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """table[gray] without numpy's widening of the indices to 64 bit."""
+    out = np.empty(gray.shape, dtype=table.dtype)
     for y in range(gray.shape[0]):
         for x in range(gray.shape[1]):
             out[y, x] = table[gray[y, x]]
@@ -139,10 +140,10 @@ def percentiles(
 ) -> tuple[float, float]:
     """Values at ranks ⌊q·(n−1)⌋ of the finite pixels for two percentages; (0, 0) when there are none."""
     if gray.dtype in (np.uint8, np.uint16):
-        cumulative = np.cumsum(histogram(gray) if counts is None else counts)
-        ranks = [int(q / 100 * (gray.size - 1)) for q in (low, high)]
-        bottom, top = (int(np.searchsorted(cumulative, rank, side="right")) for rank in ranks)
-        return float(bottom), float(top)
+        counts = histogram(gray) if counts is None else counts
+        ranks = (int(q / 100 * (gray.size - 1)) for q in (low, high))
+        bottom, top = (float(_at_rank(counts, rank)) for rank in ranks)
+        return bottom, top
     if gray.size > MAX_SORTED:
         gray = gray[:: -(-gray.size // MAX_SORTED)]
     values = gray[np.isfinite(gray)] if gray.dtype.kind == "f" else gray.ravel()
@@ -153,15 +154,30 @@ def percentiles(
     return float(ordered[ranks[0]]), float(ordered[ranks[1]])
 
 
+@compiled
+def _at_rank(counts: npt.NDArray[np.int64], rank: int) -> int:
+    """Value of the pixel at a rank (from 0) of all pixels in order of value."""
+    below = 0
+    for value in range(counts.size):
+        below += counts[value]
+        if below > rank:
+            return value
+    return counts.size - 1
+
+
 def histogram(gray: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Exact counts of every value of a uint8 or uint16 plane (H, W): int64 [256] or [65536]."""
-    levels = int(np.iinfo(gray.dtype).max) + 1
-    counts = np.zeros(levels, dtype=np.int64)
-    rows = max(BLOCK_PIXELS // max(gray.shape[1], 1), 1)
-    for start in range(0, gray.shape[0], rows):
-        block = np.ascontiguousarray(gray[start : start + rows])
-        counts += cv2.calcHist([block], [0], None, [levels], [0, levels]).ravel().astype(np.int64)
+    counts = np.zeros(int(np.iinfo(gray.dtype).max) + 1, dtype=np.int64)
+    _count(gray, counts)
     return counts
+
+
+@compiled
+def _count(gray: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
+    """cv2.calcHist is no faster, and counts in float32."""
+    for y in range(gray.shape[0]):
+        for x in range(gray.shape[1]):
+            counts[gray[y, x]] += 1
 
 
 def clahe(unit: npt.NDArray[np.float32], clip: float, tiles: int) -> npt.NDArray[np.float32]:

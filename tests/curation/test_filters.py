@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import cv2
 import numpy as np
 import pytest
 
 from dinocell.curation import FilterConfig
-from dinocell.curation.duplicates import DuplicateIndex, decode, encode, perceptual_hash, pixel_hash, thumbnail
+from dinocell.curation.duplicates import DuplicateIndex, decode, encode, look, perceptual_hash, thumbnail
 from dinocell.curation.filters import check_crop, check_plane, score_crop
 from dinocell.data.preprocess import histogram, to_uint8
 from dinocell.errors import ConfigError
@@ -77,6 +79,10 @@ def test_bad_limits_are_named() -> None:
         FilterConfig(max_saturated=2)
 
 
+def digest(crop: np.ndarray) -> str:
+    return hashlib.sha256(crop.tobytes()).hexdigest()
+
+
 def index() -> DuplicateIndex:
     return DuplicateIndex(LIMITS.max_hash_distance, LIMITS.min_correlation)
 
@@ -84,23 +90,23 @@ def index() -> DuplicateIndex:
 def test_copies_are_found_and_named() -> None:
     known = index()
     original = cells(1)
-    known.add("original", pixel_hash(original), thumbnail(original))
+    known.add("original", look(digest(original), thumbnail(original)))
     jpeg = cv2.imdecode(cv2.imencode(".jpg", original)[1], cv2.IMREAD_GRAYSCALE)
     smaller = cv2.resize(original, (200, 200), interpolation=cv2.INTER_AREA)
     brighter = (original * 0.8 + 20).astype(np.uint8)
-    assert known.find(pixel_hash(original), thumbnail(original)) == ("exact duplicate", "original")
+    assert known.find(look(digest(original), thumbnail(original))) == ("exact duplicate", "original")
     for copy in (jpeg, smaller, brighter):
-        assert known.find(pixel_hash(copy), thumbnail(copy)) == ("near duplicate", "original")
+        assert known.find(look(digest(copy), thumbnail(copy))) == ("near duplicate", "original")
 
 
 def test_other_fields_are_not_duplicates() -> None:
     known = index()
     for seed in range(40):
         image = cells(seed)
-        assert known.find(pixel_hash(image), thumbnail(image)) is None
-        known.add(str(seed), pixel_hash(image), thumbnail(image))
+        assert known.find(look(digest(image), thumbnail(image))) is None
+        known.add(str(seed), look(digest(image), thumbnail(image)))
     for turned in (cells(0)[::-1], cells(0).T, np.roll(cells(0), 60, 1)):
-        assert known.find("", thumbnail(np.ascontiguousarray(turned))) is None
+        assert known.find(look("", thumbnail(np.ascontiguousarray(turned)))) is None
 
 
 def test_banding_misses_no_close_hash() -> None:
@@ -111,7 +117,7 @@ def test_banding_misses_no_close_hash() -> None:
         for bit in RNG.permutation(64)[: LIMITS.max_hash_distance]:
             flipped ^= 1 << int(bit)
         known = index()
-        known.add("a", "x", small)
+        known.add("a", look("x", small))
         assert list(known._candidates(flipped)) == [0]
 
 

@@ -1,0 +1,87 @@
+"""Small pictures of the contact sheet, packed: one file a job instead of one a crop, which costs more than the pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from dinocell.curation.filters import halve
+
+Gray = npt.NDArray[np.uint8]
+
+SIDE = 160
+"""Longer side (px) of a picture on the contact sheet."""
+
+
+def reduce(gray: Gray) -> Gray:
+    """The picture halved until its longer side is below twice `SIDE`; what is small stays as it is."""
+    while max(gray.shape) >= 2 * SIDE and min(gray.shape) >= 2:
+        gray = halve(gray)
+    return gray
+
+
+def code(gray: Gray) -> bytes:
+    """JPEG, with its longer side at most `SIDE`, of what `reduce` gives (less than twice as large)."""
+    scale = min(SIDE / max(gray.shape), 1)
+    size = max(round(gray.shape[1] * scale), 1), max(round(gray.shape[0] * scale), 1)
+    small = cv2.resize(gray, size, interpolation=cv2.INTER_LINEAR)
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
+
+
+class PictureWriter:
+    """Appends pictures to a file and tells where each lies, as `NAME:OFFSET:LENGTH`."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name
+        self._file: BinaryIO = path.open("ab")
+
+    def add(self, picture: bytes) -> str:
+        """Append one picture."""
+        place = f"{self._name}:{self._file.tell()}:{len(picture)}"
+        self._file.write(picture)
+        return place
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, where a kill cannot lose it."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
+class PictureReader:
+    """Reads pictures by their place; files stay open while it is used in a `with`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, BinaryIO | None] = {}
+
+    def __enter__(self) -> PictureReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            if file is not None:
+                file.close()
+
+    def read(self, place: str) -> bytes:
+        """One picture; nothing where its file is gone."""
+        if not place:
+            return b""
+        name, offset, length = place.rsplit(":", 2)
+        if name not in self._files:
+            path = self._folder / name
+            self._files[name] = path.open("rb") if path.is_file() else None
+        file = self._files[name]
+        if file is None:
+            return b""
+        file.seek(int(offset))
+        return file.read(int(length))
