@@ -9,8 +9,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-from dinocell.curation.extract import Found
-from dinocell.curation.journal import places
+from dinocell.curation.extract import CROPS, SET_ASIDE, Found
 from dinocell.curation.pictures import PictureReader
 from dinocell.data.files import atomic_write_text
 
@@ -69,7 +68,7 @@ def write_contact_sheet(out: Path, found: list[Found], pictures: PictureReader, 
         groups[item.row.dataset].append(item)
     excluded = [item.row.crop for item in found if item.row.reason == "excluded by hand"]
     if len(found) <= limit:
-        body = "".join(_section(out, name, items, pictures, "") for name, items in sorted(groups.items()))
+        body = "".join(_section(name, items, pictures, "") for name, items in sorted(groups.items()))
         _write(out / "contact_sheet.html", "Contact sheet", found, body, [])
         return
     rows = []
@@ -77,7 +76,7 @@ def write_contact_sheet(out: Path, found: list[Found], pictures: PictureReader, 
         page = f"{PAGES}/{number:03d}.html"
         here = {item.row.crop for item in items}
         others = [crop for crop in excluded if crop not in here]
-        _write(out / page, f"Contact sheet: {name}", items, _section(out, name, items, pictures, "../"), others)
+        _write(out / page, f"Contact sheet: {name}", items, _section(name, items, pictures, "../"), others)
         rows.append(f'<tr><td><a href="{page}">{html.escape(name)}</a></td><td>{_counts(items)}</td></tr>')
     _write(out / "contact_sheet.html", "Contact sheets", found, f"<table>{''.join(rows)}</table>", excluded)
 
@@ -96,24 +95,24 @@ def _counts(found: list[Found]) -> str:
     return f"{files} files · {kept} crops kept" + (f" · rejected: {told}" if told else "")
 
 
-def _section(out: Path, name: str, found: list[Found], pictures: PictureReader, up: str) -> str:
+def _section(name: str, found: list[Found], pictures: PictureReader, up: str) -> str:
     kept = [item for item in found if item.row.status == "kept"]
     rejected = [item for item in found if item.row.status != "kept"]
     parts = [f'<h2>{html.escape(name)}</h2><p class="soft">{_counts(found)}</p>']
     for title, items in (("kept", kept), ("rejected", rejected)):
         if items:
-            figures = "".join(_figure(out, item, pictures, up) for item in items)
+            figures = "".join(_figure(item, pictures, up) for item in items)
             parts.append(f'<h3>{title}</h3><div class="grid">{figures}</div>')
     return "".join(parts)
 
 
-def _figure(out: Path, item: Found, pictures: PictureReader, up: str) -> str:
+def _figure(item: Found, pictures: PictureReader, up: str) -> str:
     row = item.row
     picture = _picture(pictures.read(item.sheet))
-    where = places(out, row.crop)[0 if row.status == "kept" else 1].relative_to(out).as_posix() if row.crop else ""
+    where = row.crop if row.status == "kept" else row.crop.replace(CROPS, SET_ASIDE, 1)
     if where and picture:
         picture = f'<a href="{up}{quote(where)}">{picture}</a>'
-    name = html.escape(Path(row.source).name)
+    name = html.escape(row.source.replace("\\", "/").rpartition("/")[2])
     tip = html.escape(f"{row.source}\n{row.axes} {row.shape} {row.dtype}\naxes: {row.axes_source}", quote=True)
     lines = [f"<b>{name}</b>", " · ".join(html.escape(text) for text in _facts(item) if text)]
     if row.reason:

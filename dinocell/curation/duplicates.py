@@ -47,14 +47,13 @@ def decode(text: str) -> Gray:
 class Look:
     """What a picture is compared by."""
 
-    pixels: str
     code: int
     unit: npt.NDArray[np.float32]
 
 
-def look(pixels: str, small: Gray) -> Look:
-    """Of a hash that equal crops share, and a crop's `thumbnail`."""
-    return Look(pixels=pixels, code=perceptual_hash(small), unit=_unit(small))
+def look(small: Gray) -> Look:
+    """Of a crop's `thumbnail`."""
+    return Look(code=perceptual_hash(small), unit=_unit(small))
 
 
 class DuplicateIndex:
@@ -64,25 +63,21 @@ class DuplicateIndex:
         assert max_distance < len(BANDS)
         self.max_distance = max_distance
         self.min_correlation = min_correlation
-        self._pixels: dict[str, str] = {}
         self._bands: list[dict[int, list[int]]] = [defaultdict(list) for _ in BANDS]
         self._entries: list[tuple[Look, str]] = []
 
-    def find(self, picture: Look) -> tuple[str, str] | None:
-        """("exact duplicate" | "near duplicate", name of the earlier picture), or None."""
-        if picture.pixels in self._pixels:
-            return "exact duplicate", self._pixels[picture.pixels]
+    def find(self, picture: Look) -> str | None:
+        """Name of the earliest picture that is the same to the eye, or None. Equal pictures are always found."""
         for number in self._candidates(picture.code):
             other, name = self._entries[number]
             if (picture.code ^ other.code).bit_count() > self.max_distance:
                 continue
-            if float(picture.unit @ other.unit) >= self.min_correlation:
-                return "near duplicate", name
+            if float(picture.unit @ other.unit) >= self.min_correlation or np.array_equal(picture.unit, other.unit):
+                return name
         return None
 
     def add(self, name: str, picture: Look) -> None:
         """Remember a picture under a name."""
-        self._pixels[picture.pixels] = name
         for band, part in zip(self._bands, _parts(picture.code), strict=True):
             band[part].append(len(self._entries))
         self._entries.append((picture, name))

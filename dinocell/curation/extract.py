@@ -44,14 +44,12 @@ class Found:
 
     Attributes:
         row: of manifest.csv or rejected.csv.
-        pixels: SHA-256 of a kept crop's PNG.
-        small: its thumbnail as text.
+        small: thumbnail of a kept crop as text.
         picture: JPEG for the contact sheet, until the journal has put it away.
         sheet: where it has put it.
     """
 
     row: Row
-    pixels: str = ""
     small: str = ""
     picture: bytes = b""
     sheet: str = ""
@@ -138,11 +136,8 @@ def _extract_plane(plane: Plane, name: str, row: Row, source: Source, config: Cu
 
 
 def _keep(row: Row, crop: Gray, small: Gray, config: CurateConfig) -> Found:
-    coded = cv2.imencode(".png", crop)[1].data
-    atomic_write_bytes(Path(config.out, row.crop), coded)
-    # Equal pixels are equal PNGs, which are shorter to hash.
-    digest = hashlib.sha256(coded).hexdigest()
-    return Found(row=row, pixels=digest, small=encode(thumbnail(small)), picture=pictures.code(small))
+    atomic_write_bytes(Path(config.out, row.crop), cv2.imencode(".png", crop)[1].data)
+    return Found(row=row, small=encode(thumbnail(reduce(small, 128))), picture=pictures.code(small))
 
 
 def _reject(row: Row, rejection: Rejection, small: Gray) -> Found:
@@ -168,9 +163,9 @@ def _sha256(path: Path) -> str:
 
 def to_record(found: Found, sheet: str) -> dict[str, Any]:
     """Plain values for the journal; `sheet` is where the picture was put."""
-    return {"row": vars(found.row), "pixels": found.pixels, "small": found.small, "sheet": sheet}
+    return {"row": vars(found.row), "small": found.small, "sheet": sheet}
 
 
 def from_record(record: list[dict[str, Any]]) -> list[Found]:
     """What `to_record` made plain."""
-    return [Found(row=Row(**item["row"]), **{k: item[k] for k in ("pixels", "small", "sheet")}) for item in record]
+    return [Found(row=Row(**item["row"]), small=item["small"], sheet=item["sheet"]) for item in record]

@@ -20,7 +20,8 @@ Counts = npt.NDArray[np.int64]
 GAUSSIAN = cv2.getGaussianKernel(7, 1, cv2.CV_32F)
 BLOCK = 16
 """Side (px) of the blocks in which structure is told from noise: about half a small cell."""
-SAMPLED = 2**16
+NOISE_STEP = 4
+SAMPLED = 2**14
 """Pixels looked at to count the levels of float planes."""
 
 
@@ -176,20 +177,23 @@ def _surfaces(height: int, width: int) -> npt.NDArray[np.float64]:
 
 
 def _noise(crop: Gray) -> float:
-    return float(_noise_sum(crop) / crop.size * (np.pi / 2) ** 0.5 / 6)
+    """Standard deviation of the pixel noise, from every fourth row: as good as all of them, and four times as fast."""
+    rows = (crop.shape[0] - 3) // NOISE_STEP + 1
+    return float(_noise_sum(crop) / (rows * (crop.shape[1] - 2)) * (np.pi / 2) ** 0.5 / 6)
 
 
 @compiled
 def _noise_sum(crop: Gray) -> np.int64:
-    """Sum of the absolute response to [1 −2 1; −2 4 −2; 1 −2 1] over the inner pixels."""
+    """Sum of the absolute response to [1 −2 1; −2 4 −2; 1 −2 1] over the inner pixels of every fourth row."""
+    columns = crop.shape[1]
+    bend = np.empty(columns, dtype=np.int32)
     total = np.int64(0)
-    for y in range(1, crop.shape[0] - 1):
+    for y in range(1, crop.shape[0] - 1, NOISE_STEP):
         above, here, below = crop[y - 1], crop[y], crop[y + 1]
+        for x in range(columns):
+            bend[x] = np.int32(np.int32(above[x]) - np.int32(2 * here[x]) + np.int32(below[x]))
         row = np.int32(0)
-        for x in range(1, crop.shape[1] - 1):
-            left = np.int32(above[x - 1]) - 2 * np.int32(here[x - 1]) + np.int32(below[x - 1])
-            middle = np.int32(above[x]) - 2 * np.int32(here[x]) + np.int32(below[x])
-            right = np.int32(above[x + 1]) - 2 * np.int32(here[x + 1]) + np.int32(below[x + 1])
-            row = np.int32(row + abs(np.int32(left - 2 * middle + right)))
+        for x in range(1, columns - 1):
+            row = np.int32(row + np.int32(abs(np.int32(bend[x - 1] - bend[x] - bend[x] + bend[x + 1]))))
         total += row
     return total

@@ -18,9 +18,9 @@ SIDE = 160
 """Longer side (px) of a picture on the contact sheet."""
 
 
-def reduce(gray: Gray) -> Gray:
-    """The picture halved until its longer side is below twice `SIDE`; what is small stays as it is."""
-    while max(gray.shape) >= 2 * SIDE and min(gray.shape) >= 2:
+def reduce(gray: Gray, side: int = 2 * SIDE) -> Gray:
+    """The picture halved until its longer side is below `side`; what is small stays as it is."""
+    while max(gray.shape) >= side and min(gray.shape) >= 2:
         gray = halve(gray)
     return gray
 

@@ -116,14 +116,23 @@ def judge(results: list[tuple[Source, list[Found]]], config: CurateConfig, exclu
             if config.filters.duplicates and original != source.path:
                 verdict = "exact duplicate", original
             elif config.filters.duplicates:
-                picture = look(item.pixels, decode(item.small))
-                verdict = index.find(picture)
-                if verdict is None:
+                picture = look(decode(item.small))
+                earlier = index.find(picture)
+                if earlier is None:
                     index.add(item.row.crop, picture)
+                else:
+                    equal = _bytes_of(item.row.crop, config) == _bytes_of(earlier, config)
+                    verdict = ("exact" if equal else "near") + " duplicate", earlier
             if item.row.crop in excluded:
                 verdict = "excluded by hand", ""
             final.append(item if verdict is None else _rejected(item, *verdict))
     return final
+
+
+def _bytes_of(crop: str, config: CurateConfig) -> bytes:
+    """The PNG of a crop, wherever it lies: equal bytes are equal pixels."""
+    kept, aside = places(Path(config.out), crop)
+    return (kept if kept.is_file() else aside).read_bytes()
 
 
 def _rejected(item: Found, reason: str, of: str) -> Found:
@@ -134,21 +143,32 @@ def _rejected(item: Found, reason: str, of: str) -> Found:
 def _settle(final: list[Found], journal: Journal, out: Path) -> None:
     """Put every crop where its status says; nothing is ever deleted but half-written files."""
     statuses = {item.row.crop: item.row.status for item in final if item.row.crop}
+    present, put_aside = _files_in(out / CROPS), _files_in(out / SET_ASIDE)
     for crop, status in statuses.items():
-        kept, aside = places(out, crop)
-        source, target = (aside, kept) if status == "kept" else (kept, aside)
-        if source.is_file() and not target.is_file():
-            _move(source, target)
-        elif source.is_file():
-            source.unlink()  # the other place holds the newer or the same one
+        name = crop.removeprefix(f"{CROPS}/")
+        if status != "kept" and name in present:  # the newer one, where it lies in both places
+            _move(*places(out, crop))
+        elif status == "kept" and name in put_aside:
+            kept, aside = places(out, crop)
+            aside.unlink() if name in present else _move(aside, kept)
     stale = journal.crops_of_others(lambda crop: crop in statuses)
-    moved = [crop for crop in stale if places(out, crop)[0].is_file()]
+    moved = [crop for crop in stale if crop.removeprefix(f"{CROPS}/") in present]
     for crop in moved:
         _move(*places(out, crop))
     if moved:
         log.warning(f"{len(moved)} crops of earlier runs are not part of this one: moved to {out / SET_ASIDE}")
-    for leftover in (out / CROPS).rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for name in present:
+        if name.endswith(".tmp"):
+            (out / CROPS / name).unlink(missing_ok=True)
+
+
+def _files_in(folder: Path) -> set[str]:
+    """Paths of all files below a folder, with slashes."""
+    found = set()
+    for root, _, files in os.walk(folder):
+        below = root[len(str(folder)) + 1 :].replace(os.sep, "/")
+        found.update(f"{below}/{name}" if below else name for name in files)
+    return found
 
 
 def _move(source: Path, target: Path) -> None:

@@ -166,8 +166,9 @@ def _at_rank(counts: npt.NDArray[np.int64], rank: int) -> int:
 
 
 def histogram(gray: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Exact counts of every value of a uint8 or uint16 plane (H, W): int64 [256] or [65536]."""
-    counts = np.zeros(int(np.iinfo(gray.dtype).max) + 1, dtype=np.int64)
+    """Exact counts of every value of a uint8 or uint16 plane (H, W): int64 [256], or [brightest value + 1]."""
+    levels = 256 if gray.dtype == np.uint8 else int(gray.max(initial=0)) + 1
+    counts = np.zeros(levels, dtype=np.int64)
     _count(gray, counts)
     return counts
 
