@@ -9,6 +9,7 @@ from dinocell.config import field
 from dinocell.data.preprocess import PreprocessConfig
 from dinocell.device import Precision
 from dinocell.errors import ConfigError
+from dinocell.inference.fitting import Fit
 from dinocell.models import DecoderConfig
 from dinocell.objectives import ObjectiveConfig
 
@@ -196,6 +197,10 @@ class FinetuneConfig:
     crop_size: int = field(512, "side of a training crop and of an inference window (§3.2.1)", "px")
     input_size: int = field(896, "side the crop is resized to for the backbone (§3.2.1); 0 = crop_size", "px")
     overlap: int = field(128, "overlap of neighbouring inference windows (§3.2.4)", "px")
+    fit: Fit = field(
+        "tile",
+        "how an image meets the crop: windows at its own scale, or (semantic only) resized or padded to one crop",
+    )
     data: DataConfig = field(factory=DataConfig, doc="images")
     preprocess: PreprocessConfig = field(factory=PreprocessConfig, doc="gray values")
     augment: AugmentConfig = field(factory=AugmentConfig, doc="augmentation")
@@ -214,6 +219,10 @@ class FinetuneConfig:
             raise ConfigError(
                 f"input_size: {self.network_size} px is not a multiple of backbone.patch_size="
                 f"{self.backbone.patch_size}; use {near}"
+            )
+        if self.fit != "tile" and self.objective.kind != "semantic":
+            raise ConfigError(
+                f"fit: {self.fit} is for objective.kind=semantic; cells of their own need the image's scale (fit=tile)"
             )
         if self.backbone.cache_tokens:
             self._check_cacheable()

@@ -30,6 +30,7 @@ from dinocell.finetune.augment import (
 )
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.sampler import SampleOrder, sample_rng
+from dinocell.inference.fitting import content_size, fit_labels, fit_plane, padding
 from dinocell.inference.tiling import windows
 from dinocell.objectives import Objective
 
@@ -101,22 +102,32 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
         truth = ndimage.label(truth > 0, structure=np.ones((3, 3)))[0].astype(np.int32)
     if config.objective.kind != "semantic":  # there the numbers are classes and must stay
         truth = compact_labels(truth)
-    ignore_truth = None
+    ignore = None
     if item.ignore is not None:
-        ignore_truth = read_labels(item.ignore) != 0
-        _same_size(item, gray.shape, ignore_truth.shape, "ignore mask", item.ignore)
-    image = np.ascontiguousarray(scale_to_cover(preprocess(gray, config.preprocess), config.crop_size))
-    labels = resize_labels(truth, _shape2(image))
+        ignore = read_labels(item.ignore) != 0
+        _same_size(item, gray.shape, ignore.shape, "ignore mask", item.ignore)
+    size, fit = config.crop_size, config.fit
+    if fit == "tile":
+        image = np.ascontiguousarray(scale_to_cover(preprocess(gray, config.preprocess), size))
+        labels = resize_labels(truth, _shape2(image))
+        ignore = None if ignore is None else resize_labels(ignore, _shape2(image))
+    else:
+        image, labels = fit_plane(preprocess(gray, config.preprocess), size, fit), fit_labels(truth, size, fit)
+        ignore = _or(None if ignore is None else fit_labels(ignore, size, fit), padding(_shape2(truth), size, fit))
     if labels is not truth and config.objective.kind != "semantic":
         labels = compact_labels(labels)
     return PreparedImage(
         image=image,
         labels=labels,
-        ignore=None if ignore_truth is None else resize_labels(ignore_truth, _shape2(image)),
+        ignore=ignore,
         boxes=cell_boxes(labels),
         truth=truth,
         unlabelled_weight=background,
     )
+
+
+def _or(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    return b if a is None else a if b is None else a | b
 
 
 def _same_size(item: LabelledItem, image: Sequence[int], other: Sequence[int], what: str, path: Path) -> None:
@@ -287,9 +298,13 @@ def pixel_weights(
     return weight if prepared.ignore is None else np.where(prepared.ignore[rows, columns], np.float32(0.0), weight)
 
 
-def truth_weights(prepared: PreparedImage) -> NDArray[np.float32]:
+def truth_weights(prepared: PreparedImage, config: FinetuneConfig) -> NDArray[np.float32]:
     """Weights M (H, W) at the file's own size."""
-    return resize_labels(pixel_weights(prepared), _shape2(prepared.truth))
+    weights, size = pixel_weights(prepared), _shape2(prepared.truth)
+    if config.fit != "tile":
+        height, width = content_size(size, config.crop_size, config.fit)
+        weights = weights[:height, :width]
+    return resize_labels(weights, size)
 
 
 def labels_around(

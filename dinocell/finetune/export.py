@@ -79,6 +79,7 @@ def write_model_folder(
         "preprocess": dataclasses.asdict(config.preprocess),
         "objective": dataclasses.asdict(decoding),
         "overlap": config.overlap,
+        "fit": config.fit,
         "training": {
             "step": step,
             "diameter": origin.diameter,

@@ -121,12 +121,14 @@ def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    old, new = dict(_flat(saved)), dict(_flat(to_dict(config)))
-    for name in sorted(old.keys() | new.keys()):
+    new = dict(_flat(to_dict(config)))
+    # A setting that the run's version did not have yet was what its default says now.
+    old = {**dict(_flat(to_dict(FinetuneConfig()))), **dict(_flat(saved))}
+    for name in sorted(new):
         free = any(name == f or name.startswith(f"{f}.") for f in _FREE)
-        if not free and old.get(name) != new.get(name):
+        if not free and old[name] != new[name]:
             raise ConfigError(
-                f"output_dir: {config.output_dir} holds a run with {name}={old.get(name)}, now it is {new.get(name)}; "
+                f"output_dir: {config.output_dir} holds a run with {name}={old[name]}, now it is {new[name]}; "
                 "choose another output_dir, or delete that folder to start anew"
             )
 

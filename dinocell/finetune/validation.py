@@ -17,7 +17,7 @@ from dinocell import distributed
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import ImageStore, PreparedImage, truth_weights
 from dinocell.inference import predict_maps
-from dinocell.inference.tiling import resize_maps
+from dinocell.inference.fitting import unfit_maps
 from dinocell.metrics import ImageScores, score_image
 from dinocell.models import SegmentationModel
 from dinocell.objectives import Objective, ObjectiveConfig, build_objective
@@ -160,7 +160,8 @@ class Validator:
         maps = predict_maps(
             model, prepared.image, self._config.crop_size, self._config.overlap, batch_size, device, dtype
         )
-        return prepared, resize_maps(maps, (prepared.truth.shape[0], prepared.truth.shape[1]))
+        size = (prepared.truth.shape[0], prepared.truth.shape[1])
+        return prepared, unfit_maps(maps, size, self._config.crop_size, self._config.fit)
 
     def _one(
         self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype
@@ -183,7 +184,7 @@ class Validator:
 
     def _loss(self, prepared: PreparedImage, maps: NDArray[np.float32]) -> float:
         target = self._objective.targets(prepared.truth)
-        weight = truth_weights(prepared)
+        weight = truth_weights(prepared, self._config)
         with torch.inference_mode():
             loss = self._objective.loss(
                 torch.from_numpy(maps)[None], torch.from_numpy(target)[None], torch.from_numpy(weight)[None, None]

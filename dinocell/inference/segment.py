@@ -21,10 +21,11 @@ from dinocell.config import field, from_dict
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.errors import ConfigError
 from dinocell.inference import large
+from dinocell.inference.fitting import Fit, fit_plane, unfit_maps
 from dinocell.inference.planes import Channel, Image, InputPlane, count_planes, iter_planes, open_image
 from dinocell.inference.result import SegmentationResult, compact_dtype
 from dinocell.inference.streaming import StreamedInput
-from dinocell.inference.tiling import OVERLAP, predict_stream, resize_maps
+from dinocell.inference.tiling import OVERLAP, predict_stream
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.paths import local_path
@@ -103,7 +104,10 @@ class Segmenter:
         self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
         self.objective = from_dict(ObjectiveConfig, self.meta.get("objective") or {}, "objective")
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
-        self.overlap = min(OVERLAP, self.window // 4) if overlap is None else overlap
+        self.fit: Fit = self.meta.get("fit", "tile")
+        if overlap is None:
+            overlap = int(self.meta.get("overlap", min(OVERLAP, self.window // 4)))
+        self.overlap = overlap
         if not 0 <= self.overlap < self.window:
             raise ConfigError(
                 f"overlap: must lie in 0…{self.window - 1} px (the window is {self.window} px), got {overlap}"
@@ -158,7 +162,10 @@ class Segmenter:
     def is_large(self, plane: InputPlane, options: SegmentOptions) -> bool:
         """Whether the plane goes through `segment_large`: past `large_pixels`, at the model's own scale."""
         return (
-            plane.gray.size > self.large_pixels and min(plane.gray.shape) >= self.window and self._scale(options) == 1
+            self.fit == "tile"
+            and plane.gray.size > self.large_pixels
+            and min(plane.gray.shape) >= self.window
+            and self._scale(options) == 1
         )
 
     def segment_large(
@@ -204,7 +211,8 @@ class Segmenter:
             notes.append(f"scaled by {scale:.3g} to the size of the cells that the model was trained on")
             size = (max(1, round(z.shape[1] * scale)), max(1, round(z.shape[0] * scale)))
             z = cv2.resize(z, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        return Job(plane=plane, size=_size(gray), z=np.asarray(z, np.float32), invalid=invalid, notes=notes)
+        z = fit_plane(np.asarray(z, np.float32), self.window, self.fit)
+        return Job(plane=plane, size=_size(gray), z=z, invalid=invalid, notes=notes)
 
     def _scale(self, options: SegmentOptions) -> float:
         """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
@@ -253,7 +261,7 @@ class Segmenter:
         if maps is None:
             labels: NDArray[Any] = np.zeros(job.size, np.uint16)
         else:
-            maps = resize_maps(maps, job.size)
+            maps = unfit_maps(maps, job.size, self.window, self.fit)
             labels = objective.decode(maps)
             if job.invalid is not None:
                 labels[job.invalid] = 0
