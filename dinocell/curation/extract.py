@@ -18,8 +18,8 @@ from dinocell.curation.config import CurateConfig
 from dinocell.curation.duplicates import encode, thumbnail
 from dinocell.curation.filters import Gray, Plane, Rejection, check_crop, check_plane, halve, score_crop
 from dinocell.curation.focus import best_crops
-from dinocell.curation.pictures import reduce
 from dinocell.curation.manifest import Row
+from dinocell.curation.pictures import reduce
 from dinocell.curation.sources import Source
 from dinocell.data.files import atomic_write_bytes
 from dinocell.data.image import ImageFile

@@ -1,4 +1,4 @@
-"""Small pictures of the contact sheet, packed: one file a job instead of one a crop, which costs more than the pixels."""
+"""Small pictures of the contact sheet, packed in one file a job: a file a crop would cost more than the pixels."""
 
 from __future__ import annotations
 

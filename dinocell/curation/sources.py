@@ -39,7 +39,7 @@ def find_sources(config: CurateConfig) -> list[Source]:
     found: dict[Path, tuple[str, str]] = {}
     places: dict[Path, str] = {}
     for root, file in _files(config.sources):
-        below = str(file)[len(str(root)) :].lstrip(os.sep) if root.parts else str(file)
+        below = file.relative_to(root)
         place = places.setdefault(root, str(root.resolve()))
         if f"{place}{os.sep}{below}".startswith(out):
             continue
@@ -69,8 +69,7 @@ def _files(sources: tuple[str, ...]) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _names(below: str, root: str) -> tuple[str, str]:
+def _names(below: Path, root: str) -> tuple[str, str]:
     """Dataset and name of a file from its path below the root, and the root's own name."""
-    *folders, file = below.split(os.sep)
-    stem = Path(file).stem
-    return (folders[0], "/".join([*folders[1:], stem])) if folders else (root or "root", stem)
+    *folders, _ = below.parts
+    return (folders[0], "/".join([*folders[1:], below.stem])) if folders else (root or "root", below.stem)
