@@ -88,7 +88,8 @@ def score_crop(crop: Gray, half: Gray | None = None) -> CropScores:
     (Immerkær, Comput. Vis. Image Underst. 64, 300 (1996)) or more. `half` is `halve(crop)`, if the caller has it.
     """
     half = halve(crop) if half is None else half
-    focus = float(_laplacian_variance(cv2.sepFilter2D(half, cv2.CV_32F, GAUSSIAN, GAUSSIAN)))
+    smooth = np.asarray(cv2.sepFilter2D(half, cv2.CV_32F, GAUSSIAN, GAUSSIAN), dtype=np.float32)
+    focus = float(_laplacian_variance(smooth))
     means, variances = _blocks(crop)
     inner = max(float(variances.mean()), 1e-3)
     structure = float(np.var(_without_background(means))) * BLOCK**2 / inner

@@ -164,7 +164,7 @@ def _settle(final: list[Found], journal: Journal, out: Path) -> None:
 
 def _files_in(folder: Path) -> set[str]:
     """Paths of all files below a folder, with slashes."""
-    found = set()
+    found: set[str] = set()
     for root, _, files in os.walk(folder):
         below = root[len(str(folder)) + 1 :].replace(os.sep, "/")
         found.update(f"{below}/{name}" if below else name for name in files)

@@ -141,8 +141,7 @@ def percentiles(
     """Values at ranks ⌊q·(n−1)⌋ of the finite pixels for two percentages; (0, 0) when there are none."""
     if gray.dtype in (np.uint8, np.uint16):
         counts = histogram(gray) if counts is None else counts
-        ranks = (int(q / 100 * (gray.size - 1)) for q in (low, high))
-        bottom, top = (float(_at_rank(counts, rank)) for rank in ranks)
+        bottom, top = (float(_at_rank(counts, int(q / 100 * (gray.size - 1)))) for q in (low, high))
         return bottom, top
     if gray.size > MAX_SORTED:
         gray = gray[:: -(-gray.size // MAX_SORTED)]
