@@ -132,13 +132,14 @@ class CheckpointManager:
         return path
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
-        # The sidecar comes last: a checkpoint without one is an interrupted write.
+        # The sidecar comes last: a checkpoint without one is an interrupted write. Where a file is replaced, both
+        # digests stand in it meanwhile: whichever file a crash leaves is whole.
         sidecar = path.with_name(path.name + ".sha256")
         with _Atomic(path) as temporary:
             torch.save(state, temporary)
             digest = sha256_of(temporary)
-            if path.name == "best.pt":
-                sidecar.unlink(missing_ok=True)
+            if path.is_file() and sidecar.is_file():
+                atomic_write_text(sidecar, f"{sidecar.read_text(encoding='utf-8').split()[0]}\n{digest}\n")
         atomic_write_text(sidecar, digest + "\n")
 
     def _prune(self) -> None:
@@ -178,7 +179,7 @@ def verify(path: Path) -> str | None:
     sidecar = path.with_name(path.name + ".sha256")
     if not sidecar.is_file():
         return "its checksum file is missing, the write was interrupted"
-    if sha256_of(path) != sidecar.read_text(encoding="utf-8").strip():
+    if sha256_of(path) not in sidecar.read_text(encoding="utf-8").split():
         return "its checksum differs, the file is truncated or damaged"
     return None
 

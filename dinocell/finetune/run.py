@@ -96,6 +96,7 @@ class Trainer:
         self.seconds = 0.0
         self.began = time.perf_counter()
         self.validations = 0
+        self.validation_pending = False  # asked to stop in the middle of one
         self.best = -math.inf
         self.stale = 0
         self.latest: Validation | None = None
@@ -106,17 +107,18 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the end, or until asked to stop."""
-        finished = self._progress() >= 1.0 or self._out_of_patience()
-        if finished:
+        if self._finished() and not self.validation_pending:
             log.info(
                 f"{self.config.output_dir} is already trained to step {self.step}; train longer or stop later to go on"
             )
-        elif self.config.backbone.cache_tokens:
+        elif not self._finished() and self.config.backbone.cache_tokens:
             self.data.train.tokens = build_token_cache(
                 self.module, self.data.train.store, self.config, self.device, self.dtype
             )
         with StopSignal() as stop:
-            if not finished and not self._loop(stop):
+            self.began = time.perf_counter() - self.seconds
+            complete = not self.validation_pending or self._validate(stop)
+            if not complete or not (self._finished() or self._loop(stop)):
                 log.info(
                     f"stopped by {stop.name or 'a signal'} at step {self.step}; the same command continues the run"
                 )
@@ -124,6 +126,9 @@ class Trainer:
                 return self.output.directory
         self._finish()
         return self.output.directory
+
+    def _finished(self) -> bool:
+        return self._progress() >= 1.0 or self._out_of_patience()
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -156,7 +161,8 @@ class Trainer:
                 self._log(meter)
             if self._validation_due(done):
                 before = time.perf_counter()
-                self._validate()
+                if not self._validate(stop):
+                    return False
                 meter.leave_out(time.perf_counter() - before)
                 if self._out_of_patience() and not done:
                     log.info(f"no better {self.config.validate.monitor} for {self.stale} validations: stopping early")
@@ -249,28 +255,40 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         return 0 < self.config.validate.patience <= self.stale
 
-    def _validate(self) -> None:
-        """Validate, and keep the model if it is the best."""
+    def _validate(self, stop: StopSignal) -> bool:
+        """Validate, and keep the model if it is the best; False when asked to stop before the last image.
+
+        Whole images can take longer than the warning before the end of a job: the validation is then left, and made
+        first when the run continues.
+        """
         assert self.validator is not None
         with self.average.applied(self.module) if self.average is not None else nullcontext():
-            self.latest = self.validator.run(self.module, self.device, self.dtype)
-            self._tick()
-            # After, not before: a validation that eats into a time budget must not make the next one due at once.
-            self.validations = math.floor(self._progress() * self.config.validate.times)
-            scores = self.latest.metrics()
-            if not scores:
-                return
-            monitor = self.config.validate.monitor
-            value = -scores[monitor] if monitor == "loss" else scores[monitor]
-            better = value > self.best
-            self.output.validated(self.step, self.latest, self.objective.channels, better)
-            if better:
-                self.best, self.stale = value, 0
-                self.checkpoints.save_best(self.step, {"model": self.module.state_dict()})
-                self.output.write_model(self.step, self.latest, self.decoding)
-            else:
-                self.stale += 1
+            latest = self.validator.run_until(self.module, self.device, self.dtype, lambda: stop.received)
+            self.validation_pending = latest is None and stop.requested()
+            if latest is not None:
+                self._judge(latest)
         self.checkpoints.save(self.step, self._state())
+        return latest is not None
+
+    def _judge(self, latest: Validation) -> None:
+        """Log a validation and keep the model, whose averaged weights are in place, if it is the best."""
+        self.latest = latest
+        self._tick()
+        # After, not before: a validation that eats into a time budget must not make the next one due at once.
+        self.validations = math.floor(self._progress() * self.config.validate.times)
+        scores = latest.metrics()
+        if not scores:
+            return
+        monitor = self.config.validate.monitor
+        value = -scores[monitor] if monitor == "loss" else scores[monitor]
+        better = value > self.best
+        self.output.validated(self.step, latest, self.objective.channels, better)
+        if better:
+            self.best, self.stale = value, 0
+            self.checkpoints.save_best(self.step, {"model": self.module.state_dict()})
+            self.output.write_model(self.step, latest, self.decoding)
+        else:
+            self.stale += 1
 
     def _finish(self) -> None:
         """Choose the best model's decoding, write the model folder and the report."""
@@ -298,6 +316,7 @@ class Trainer:
             "validations": self.validations,
             "best": self.best,
             "stale": self.stale,
+            "validation_pending": self.validation_pending,
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
@@ -310,6 +329,7 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.step, self.seconds = step, float(state["seconds"])
         self.validations, self.best, self.stale = int(state["validations"]), float(state["best"]), int(state["stale"])
+        self.validation_pending = bool(state.get("validation_pending", False))
         log.info(f"continuing {self.config.output_dir} from step {step} of {self.total_steps}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,12 +136,26 @@ class Validator:
 
     def run(self, model: SegmentationModel, device: torch.device, dtype: torch.dtype) -> Validation:
         """Score the model (put into evaluation mode meanwhile) on all processes; every process gets all results."""
+        validation = self.run_until(model, device, dtype, lambda: False)
+        assert validation is not None
+        return validation
+
+    def run_until(
+        self, model: SegmentationModel, device: torch.device, dtype: torch.dtype, stop: Callable[[], bool]
+    ) -> Validation | None:
+        """`run`, but None as soon as `stop()` is true on any process: it is asked before each image."""
         world = distributed.world()
-        own = [
-            result
-            for index in self.indices[world.rank :: world.world_size]
-            if (result := self._one(model, index, device, dtype)) is not None
-        ]
+        own: list[ImageResult] = []
+        stopped = False
+        for index in self.indices[world.rank :: world.world_size]:
+            stopped = stop()
+            if stopped:
+                break
+            result = self._one(model, index, device, dtype)
+            if result is not None:
+                own.append(result)
+        if distributed.any_rank(stopped):
+            return None
         gathered = [result for part in distributed.gather_objects(own) for result in part]
         return Validation(results=tuple(sorted(gathered, key=lambda r: r.index)), average=self._config.validate.average)
 

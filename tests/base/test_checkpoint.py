@@ -105,3 +105,47 @@ def test_a_stop_signal_is_noticed_and_handlers_come_back(number: signal.Signals)
         assert stop.requested()
         assert stop.name == number.name
     assert signal.getsignal(number) == before
+
+
+def test_signals_while_saving_leave_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = torch.save
+
+    def disturbed(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(torch, "save", disturbed)
+    manager = checkpoint.CheckpointManager(tmp_path)
+    with checkpoint.StopSignal() as stop:
+        manager.save(1, state(1))
+        assert stop.received and stop.requested()
+        manager.save(2, state(2))  # leaving, and signalled again
+    assert checkpoint.stopped_by() == "SIGUSR2"  # whichever came last: it asks for another start
+    loaded = manager.load_latest()
+    assert loaded is not None and loaded[0] == 2
+
+
+@pytest.mark.parametrize("crash", ["before the new file", "before the new checksum"])
+def test_a_crash_while_a_checkpoint_is_replaced_leaves_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
+) -> None:
+    manager = checkpoint.CheckpointManager(tmp_path)
+    manager.save(1, state(1))
+    write, writes = checkpoint.atomic_write_text, 0
+
+    def dies(path: Path, text: str) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 2:
+            raise KeyboardInterrupt
+        write(path, text)
+        if crash == "before the new file":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "atomic_write_text", dies)
+    with pytest.raises(KeyboardInterrupt):
+        manager.save(1, state(7))
+    loaded = manager.load_latest()
+    assert loaded is not None
+    assert loaded[1]["weights"][0].item() == (1 if crash == "before the new file" else 7)
