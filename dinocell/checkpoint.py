@@ -230,6 +230,24 @@ def forget_stop() -> None:
     _stopped_by = ""
 
 
+_early = 0
+
+
+def note_early_term() -> None:
+    """Remember a SIGTERM that comes before the training loop: the next `StopSignal` starts with it.
+
+    For launchers whose own handler drops SIGTERM, as submitit's does.
+    """
+    global _early
+    _early = 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        global _early
+        _early = 1 + StopSignal.SIGNALS.index(signal.Signals(number))
+
+    signal.signal(signal.SIGTERM, note)
+
+
 class StopSignal:
     """Notices SIGTERM and SIGUSR2 (SLURM's warning through submitit) so that the loop can save and leave.
 
@@ -245,7 +263,9 @@ class StopSignal:
         self.name = ""
 
     def __enter__(self) -> StopSignal:
+        global _early
         forget_stop()
+        self._received, _early = max(self._received, _early), 0
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)

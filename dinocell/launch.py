@@ -62,6 +62,7 @@ class StageJob:
         place = JobPlace()
         records.end_file(place.folder, place.job, place.rank).unlink(missing_ok=True)
         try:
+            self._watch_term(place)
             code, reason = self._work(), "done"
         except DinoCellError as error:
             code, reason = error.exit_code, str(error)
@@ -79,6 +80,25 @@ class StageJob:
         if code:
             _leave(code)
         return 0
+
+    def _watch_term(self, place: JobPlace) -> None:
+        """submitit drops SIGTERM. A training run notes it and saves; the others, whose results are files, leave."""
+        if self.stage not in stages.ARRAY_STAGES:
+            from dinocell import checkpoint
+
+            checkpoint.note_early_term()
+            return
+        requeue: Any = signal.getsignal(signal.SIGUSR2)
+
+        def leave(number: int, frame: Any) -> None:
+            _ignore_signals()
+            if place.preempted():
+                requeue(signal.SIGUSR2, None)
+            reason = "stopped by SIGTERM; the same command goes on with what is missing"
+            records.write_end(place.folder, place.job, place.rank, EXIT_STOPPED, reason)
+            sys.exit(EXIT_STOPPED)
+
+        signal.signal(signal.SIGTERM, leave)
 
     def _work(self) -> int:
         array = self.array
@@ -109,8 +129,7 @@ class StageJob:
         elif place.rank == 0:
             # No signal may disturb what follows: submitit's handler dumps the next start, requeues, and exits.
             handler: Any = signal.getsignal(signal.SIGUSR2)
-            for number in checkpoint.StopSignal.SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+            _ignore_signals()
             handler(signal.SIGUSR2, None)
         return reason
 
@@ -128,6 +147,11 @@ class StageJob:
             log.info(self._limit())
             return None
         return submitit.helpers.DelayedSubmission(replace(self, requeues=self.requeues + 1))
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class JobPlace:

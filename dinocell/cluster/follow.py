@@ -13,7 +13,7 @@ from typing import Any
 from dinocell import log
 from dinocell.cluster.records import End, read_end
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between questions to the controller, which others need too
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between questions to the controller, which others need too
 
 
 @dataclass(frozen=True, kw_only=True)

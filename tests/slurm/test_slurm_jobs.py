@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from dinocell.checkpoint import load_file
+from dinocell import launch
+from dinocell.checkpoint import CheckpointManager, load_file
 from dinocell.data import synthetic
 from dinocell.log import read_metrics
 
@@ -52,6 +56,30 @@ FINETUNE = [
 ]
 
 
+CRASH = """
+import os, signal, sys, threading, time
+
+def crash():
+    while getattr(sys.modules.get("dinocell.pretrain.run"), "_mean", None) is None:
+        time.sleep(0.01)
+    run = sys.modules["dinocell.pretrain.run"]
+    take, taken = run.Trainer._next, []
+
+    def fails(self, *arguments):
+        taken.append(1)
+        if len(taken) > 3 and "{how}" == "kill -9":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if len(taken) > 3:
+            raise run.DataError("the disk of n2 is gone")
+        return take(self, *arguments)
+
+    run.Trainer._next = fails
+
+if os.environ.get("SLURM_PROCID") == "1":
+    threading.Thread(target=crash, daemon=True).start()
+"""
+
+
 class Runs:
     """Submits runs of a sample through slurm/submit.py."""
 
@@ -70,18 +98,15 @@ class Runs:
         return ["finetune", "--config", "finetune/configs/vitt8_cpu.yaml", *data, out]
 
     def submit(self, stage: str, name: str, *more: str, code: int = 0) -> str:
-        """Submit a run; returns what was printed."""
+        """Submit a run as slurm/submit.py does; returns what was printed."""
         profile = ["--profile", str(self.folder / "two_nodes.yaml")]
-        done = subprocess.run(
-            [sys.executable, "slurm/submit.py", *self.command(stage, name), *profile, *more],
-            cwd=self.repository,
-            env=self.slurm.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == code, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
-        return done.stdout
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+            patch.chdir(self.repository)
+            for key, value in self.slurm.environment.items():
+                patch.setenv(key, value)
+            assert launch.main([*self.command(stage, name), *profile, *more]) == code, said.getvalue() + self.logs()
+        return said.getvalue()
 
     def finish(self, job: str) -> str:
         return self.slurm.wait_until(job, "COMPLETED", "FAILED", "CANCELLED", seconds=90)
@@ -97,6 +122,10 @@ class Runs:
     def logs(self) -> str:
         files = sorted((self.folder / "logs").glob("*_log.*"))
         return "\n".join(f"== {file.name}\n{file.read_text()[-3000:]}" for file in files)
+
+    def log(self, job: str, end: str = "out") -> str:
+        path = self.folder / "logs" / f"{job}_0_log.{end}"
+        return path.read_text() if path.is_file() else ""
 
     def last_checkpoint(self, stage: str, name: str) -> dict[str, Any]:
         return load_file(self.folder / name / "checkpoints" / f"step_{STEPS[stage]:08d}.pt")
@@ -155,19 +184,19 @@ def test_a_run_spans_both_nodes_and_says_what_was_submitted(
     assert again.splitlines()[0] in (folder / "config.yaml").read_text()
 
 
-def test_preempted_by_usr2_it_requeues_and_ends_as_if_undisturbed(
-    runs: Runs, undisturbed: dict[str, str], slurm: Any
-) -> None:
-    job = number(runs.submit("ssl", "ssl_usr2"))
-    runs.wait_for_step("ssl_usr2", 6)
+def test_preempted_it_requeues_and_ends_as_if_undisturbed(runs: Runs, undisturbed: dict[str, str], slurm: Any) -> None:
+    job = number(runs.submit("ssl", "ssl_preempted"))
+    runs.wait_for_step("ssl_preempted", 5)
+    slurm("scancel", "--signal=USR2", job)  # as before the time limit
     slurm("scancel", "--signal=USR2", job)
     slurm.hurry(job)
+    slurm.wait_for(lambda: "continuing" in runs.log(job), f"the second start\n{runs.logs()}")
+    slurm("scancel", "--signal=TERM", job)  # as before a preemption, here before the first step: it counts as running
+    slurm.hurry(job)
     assert runs.finish(job) == "COMPLETED", runs.logs()
-    text = (runs.folder / "logs" / f"{job}_0_log.out").read_text()
-    assert "continuing" in text
-    assert differences(runs.last_checkpoint("ssl", "ssl_straight"), runs.last_checkpoint("ssl", "ssl_usr2")) == []
-    straight, broken = (read_metrics(runs.folder / n / "metrics.jsonl", "train") for n in ("ssl_straight", "ssl_usr2"))
-    assert straight == broken
+    straight, broken = (runs.folder / name / "metrics.jsonl" for name in ("ssl_straight", "ssl_preempted"))
+    assert read_metrics(straight, "train") == read_metrics(broken, "train")
+    assert differences(runs.last_checkpoint("ssl", "ssl_straight"), runs.last_checkpoint("ssl", "ssl_preempted")) == []
 
 
 def test_cancelled_it_saves_and_the_same_command_ends_as_if_undisturbed(
@@ -182,3 +211,50 @@ def test_cancelled_it_saves_and_the_same_command_ends_as_if_undisturbed(
     runs.submit("finetune", "finetune_cancelled", "--wait")
     one, other = (runs.last_checkpoint("finetune", f"finetune_{end}") for end in ("straight", "cancelled"))
     assert differences(one, other) == []
+
+
+def test_past_its_requeues_it_ends_with_a_clear_line_and_a_good_checkpoint(runs: Runs, slurm: Any) -> None:
+    job = number(runs.submit("ssl", "ssl_limit", "profile.max_requeues=0"))
+    runs.wait_for_step("ssl_limit", 5)
+    slurm("scancel", "--signal=USR2", job)
+    assert runs.finish(job) == "FAILED"  # unfinished: a job that depends on this one must not start
+    assert "not requeued: 0 requeues are the limit (profile.max_requeues)" in runs.log(job)
+    found = CheckpointManager(runs.folder / "ssl_limit" / "checkpoints").load_latest()
+    assert found is not None and found[0] >= 5
+
+
+@pytest.mark.parametrize("how", ["exception", "kill -9"])
+def test_a_crashed_rank_ends_the_job_and_is_named(how: str, runs: Runs, slurm: Any, tmp_path: Path) -> None:
+    # one rank meets an error that the other does not see: without help it would wait for it until the timeout
+    (tmp_path / "sitecustomize.py").write_text(CRASH.format(how=how))
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    job = number(runs.submit("ssl", f"ssl_{how.split()[0]}", f"profile.setup=[export PYTHONPATH={path}]"))
+    assert runs.finish(job) == "FAILED", runs.logs()
+    error = runs.log(job, "err")
+    if how == "exception":
+        named = [line for line in error.splitlines() if line.startswith("rank ")]
+        assert re.match(r"rank 1 on n2 failed at [\d:]+: the disk of n2 is gone", named[0]), error
+    else:
+        assert re.search(r"n2: task 1: Killed", error), error
+
+
+def test_plain_srun_and_torchrun_in_an_allocation(slurm: Any, tmp_path: Path) -> None:
+    script = tmp_path / "where.py"
+    script.write_text(
+        "from dinocell import distributed as d\n"
+        "w = d.setup('cpu')\n"
+        "assert sorted(d.gather_objects(w.rank)) == list(range(w.world_size))\n"
+        "print(w.launcher, w.rank, w.world_size)\n"
+    )
+    python = shlex.quote(sys.executable)
+    inner = f"{python} -m torch.distributed.run --standalone --nproc-per-node=1 {script}"
+    (tmp_path / "job.sh").write_text(f"#!/bin/sh\nsrun {python} {script}\nsrun -N1 -n1 {inner}\n")
+    ask = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", f"--output={tmp_path}/out"]
+    job = slurm("sbatch", "--parsable", *ask, str(tmp_path / "job.sh")).strip()
+    slurm.wait_until(job, "COMPLETED", "FAILED", seconds=90)
+    said = sorted((tmp_path / "out").read_text().split("\n"))
+    assert [line for line in said if line[:5] in ("slurm", "torch")] == [
+        "slurm 0 2",
+        "slurm 1 2",
+        "torchrun 0 1",
+    ], said
