@@ -12,6 +12,7 @@ from dinocell.models import ViTConfig
 from dinocell.schedules import LearningRateRule
 
 Centering = Literal["sinkhorn", "softmax"]
+MonitorName = Literal["auto", "none", "probe_patch", "knn_patch", "knn_source", "rankme_patch", "rankme_cls"]
 PatchResize = Literal["pinv", "bicubic", "bicubic_scaled"]
 
 
@@ -202,6 +203,26 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """Small tests of the teacher's features while it trains."""
+
+    every: int = field(500, "test the teacher's features this often, and at both ends; 0 = never", "steps")
+    labelled: tuple[str, ...] = field(
+        (), "labelled data sets (layout of stage 2): do patch tokens tell cells from background?"
+    )
+    images: int = field(64, "images tested, half of them as references", "images")
+    best_by: MonitorName = field(
+        "auto", "keep the teacher of the highest value in checkpoints/best.pt; auto = probe_patch with monitor.labelled"
+    )
+    patience: int = field(0, "stop after so many tests without a better value of best_by; 0 = never", "tests")
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"monitor.every: must be 0 or more, is {self.every}")
+        _require(self.images >= 8, f"monitor.images: must be 8 or more, is {self.images}")
+        _require(self.patience >= 0, f"monitor.patience: must be 0 or more, is {self.patience}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Everything that decides a stage 1 run."""
 
@@ -218,6 +239,7 @@ class PretrainConfig:
     loss: LossConfig = field(factory=LossConfig, doc="losses")
     teacher: TeacherConfig = field(factory=TeacherConfig, doc="teacher")
     optim: OptimConfig = field(factory=OptimConfig, doc="optimizer and schedules")
+    monitor: MonitorConfig = field(factory=MonitorConfig, doc="tests of the teacher's features")
     device: str = field("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = field("auto", "bfloat16 where the hardware has it, or as named")
     compile: bool = field(False, "compile each transformer block (minutes at the start, faster steps on GPUs)")

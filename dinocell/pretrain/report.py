@@ -19,6 +19,7 @@ from dinocell.models import VisionTransformer
 from dinocell.pretrain.augment import UInt8Array
 from dinocell.pretrain.config import PretrainConfig
 from dinocell.pretrain.data import read_gray
+from dinocell.pretrain.probes import central
 from dinocell.pretrain.student_teacher import network_input
 from dinocell.report import Report, pca_panel
 
@@ -48,18 +49,10 @@ def report_images(paths: list[str], config: PretrainConfig) -> list[UInt8Array]:
             gray = read_gray(paths[index], config.data.percentile_low, config.data.percentile_high)
         except DataError:
             continue
-        found.append(np.ascontiguousarray(_fit(gray, side)))
+        found.append(central(gray, side))
         if len(found) == _PICTURES:
             break
     return found
-
-
-def _fit(gray: UInt8Array, side: int) -> UInt8Array:
-    pad = [max(side - length, 0) for length in gray.shape]
-    if any(pad):
-        gray = np.pad(gray, [(0, pad[0]), (0, pad[1])], mode="reflect" if min(gray.shape) > max(pad) else "edge")
-    y, x = ((length - side) // 2 for length in gray.shape)
-    return gray[y : y + side, x : x + side]
 
 
 def save_before(run: Path, backbone: VisionTransformer, images: list[UInt8Array], dtype: torch.dtype) -> None:
@@ -96,6 +89,16 @@ def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer,
             "get the same feature: the run has collapsed."
         )
         report.line_chart(_series(train, ("rankme_cls", "rankme_patch")), "Effective rank", "step", "dimensions")
+    probes = read_metrics(run / "metrics.jsonl", "probe")
+    if probes:
+        report.text(
+            "Probes of the teacher's features on fixed images, balanced accuracy. knn_source: does a crop's CLS token "
+            "find crops of its own source? knn_patch, probe_patch: do patch tokens tell cells from background, by "
+            "nearest neighbours and by a linear classifier?"
+        )
+        names = [name for name in probes[-1] if name not in ("step", "split")]
+        report.line_chart(_series(probes, names), "Probes", "step", "balanced accuracy")
+        report.text(verdict(probes))
     stored = stored_features(run)
     if stored is not None:
         images, first = stored
@@ -112,6 +115,20 @@ def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer,
     report.heading("Settings")
     report.code(to_yaml(config))
     return report.write(run / "report.html")
+
+
+def verdict(probes: list[dict[str, Any]]) -> str:
+    """What the probes say about the run, in a sentence each."""
+    sentences = []
+    for name in (key for key in probes[0] if key not in ("step", "split")):
+        first, last = probes[0][name], probes[-1][name]
+        best = max(probes, key=lambda row: row[name])
+        change = "rose" if last > first + 0.01 else "fell" if last < first - 0.01 else "stayed"
+        sentence = f"{name} {change}: {first:.3f} at step {probes[0]['step']}, {last:.3f} at step {probes[-1]['step']}"
+        if best[name] > max(first, last) + 0.01:
+            sentence += f", highest {best[name]:.3f} at step {best['step']}: the run went past its best features"
+        sentences.append(sentence + ".")
+    return " ".join(sentences)
 
 
 def _series(rows: list[dict[str, Any]], names: Any) -> dict[str, tuple[list[int], list[float]]]:

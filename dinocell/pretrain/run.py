@@ -35,6 +35,7 @@ from dinocell.pretrain.config import PretrainConfig
 from dinocell.pretrain.data import Batch, CropDataset, MicroBatches, find_images, make_loader
 from dinocell.pretrain.flops import image_flops, matmul_rate
 from dinocell.pretrain.monitors import FeatureMonitor
+from dinocell.pretrain.probes import BestTeacher, Probes, announce
 from dinocell.pretrain.report import report_images, save_before, write_report
 from dinocell.pretrain.schedule import step_values
 from dinocell.pretrain.student_teacher import StudentTeacher
@@ -60,7 +61,7 @@ def run(config: PretrainConfig) -> Path:
     trainer = Trainer(config)
     if trainer.train() and distributed.is_main():
         path = write_report(trainer.folder, trainer.config, _backbone(trainer.model.teacher), trainer.dtype)
-        log.info(f"done: {trainer.config.optim.total_steps} steps; report in {path}")
+        log.info(f"done: {trainer.step} steps; report in {path}")
     trainer.logger.close()
     distributed.barrier()
     return trainer.folder
@@ -85,9 +86,12 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         self.image_flops = image_flops(config, backbone)
         self.monitor = FeatureMonitor(backbone.embed_dim, self.device)
+        self.probes = Probes(config, self.paths)
+        self.best = BestTeacher(config, self.probes.names)
         self.step_images = config.optim.batch_size * self.world.world_size * config.optim.accumulate
         self.step = self.samples = self.skipped = 0
         self.unreadable: dict[str, str] = {}
+        self.last_ranks: dict[str, float] | None = None
         if found is not None:
             self._resume(*found)
         backbone.activation_checkpointing = config.activation_checkpointing
@@ -111,21 +115,30 @@ class Trainer:
         """Run to the last step; False when a signal asked to stop before it (a checkpoint is written then)."""
         total, every = self.config.optim.total_steps, self.config.checkpoint_every
         batches, timer = self._batches(), Timer()
+        if self.step == 0:
+            self._probe()
         with StopSignal() as stop:
-            while self.step < total:
+            while self.step < total and not self.best.should_stop:
                 if self.step == self.config.optim.freeze_backbone_steps:
                     self._set_backbone_trainable(True)
                 metrics = self.train_step(batches, timer)
                 if self._log_due():
                     self._log(metrics, timer)
-                stopping = self.step < total and stop.requested()
-                if self.step % every == 0 or self.step == total or stopping:
+                if self._probe_due():
+                    self._probe()
+                ended = self.step == total or self.best.should_stop
+                stopping = not ended and stop.requested()
+                if self.step % every == 0 or ended or stopping:
                     self._save()
                 if stopping:
                     log.info(
                         f"{stop.name or 'a signal'}: checkpoint of step {self.step} written; the same command continues"
                     )
                     return False
+        if self.best.should_stop:
+            log.info(
+                f"stopped after step {self.step}: no better for {self.best.patience} tests ({self.best.describe()})"
+            )
         return True
 
     def train_step(self, batches: Iterator[Batch], timer: Timer) -> dict[str, float]:
@@ -161,12 +174,32 @@ class Trainer:
         if not good:
             self._skip(metrics, files)
         if self._log_due():
-            metrics |= self.monitor.values(output.teacher_patches)
+            self.last_ranks = self.monitor.values(output.teacher_patches)
+            metrics |= self.last_ranks
         schedule = {"lr": values.lr, "weight_decay": values.weight_decay, "momentum": values.momentum}
         return metrics | schedule | {"teacher_temperature": values.temperature, "skipped_steps": self.skipped}
 
     def _log_due(self) -> bool:
         return self.step % self.config.log_every == 0 or self.step == self.config.optim.total_steps
+
+    def _probe_due(self) -> bool:
+        every = self.config.monitor.every
+        return every > 0 and (self.step % every == 0 or self.step == self.config.optim.total_steps)
+
+    def _probe(self) -> None:
+        """Test the teacher's features; keep the teacher if they are the best so far. Alike on every rank."""
+        if not self.config.monitor.every or not (self.probes.names or self.best.name):
+            return
+        values = self.probes.measure(_backbone(self.model.teacher), self.dtype)
+        watched = values | ({} if self.last_ranks is None else self.last_ranks)
+        if values:
+            self.logger.log(self.step, values, split="probe")
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+            log.info(f"step {self.step}: {shown}")
+        if self.best.name in watched and self.best.observe(self.step, watched):
+            self.manager.save_best(
+                self.step, {"teacher": self.model.teacher.state_dict(), "config": to_dict(self.config)}
+            )
 
     def _batches(self) -> Iterator[Batch]:
         sampler = MicroBatches(
@@ -253,6 +286,7 @@ class Trainer:
             "skipped": self.skipped,
             "unreadable": self.unreadable,
             "monitor": self.monitor.state_dict(),
+            "best": self.best.state_dict(),
             "rng": rng_state(),
         }
         self.manager.save(self.step, state)
@@ -265,6 +299,7 @@ class Trainer:
         self.step, self.samples, self.skipped = step, int(state["samples"]), int(state["skipped"])
         self.unreadable = dict(state["unreadable"])
         self.monitor.load_state_dict(state["monitor"])
+        self.best.load_state_dict(state["best"])
         set_rng_state(state["rng"])
         log.info(f"continuing {str(self.folder)!r} after step {step}")
         if state["step_images"] != self.step_images:
@@ -285,6 +320,7 @@ class Trainer:
         log.info(f"data: {len(self.paths)} images, {self.step_images} a step ({split})")
         rule = f"base {optim.base_lr:g}, rule {optim.lr_rule}"
         log.info(f"learning rate: {rule}, effective {self.peak_lr:.3g} at the peak")
+        announce(self.probes, self.best)
         if not distributed.is_main():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
