@@ -10,15 +10,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from dinocell.errors import DataError
+from dinocell.finetune.alignment import Alignment, align
 from dinocell.finetune.dataset import ImageStore, PreparedImage
 from dinocell.finetune.validation import evenly
-from dinocell.report.overlays import contours
 
 FEW_LABELLED = 0.1
 MOSTLY = 0.5
@@ -35,7 +34,7 @@ class ImageFacts:
         longest_side: of any cell's box.
         pieces: connected components of the foreground.
         fragmented: share of the cells that consist of several pieces.
-        better_turn: name of a mirroring or turn of the mask that fits the image's edges far better, or "".
+        alignment: whether mask outlines lie on the image's edges, and if not, what would.
         constant: whether the image has no contrast at all.
     """
 
@@ -48,7 +47,7 @@ class ImageFacts:
     longest_side: int
     pieces: int
     fragmented: float
-    better_turn: str
+    alignment: Alignment
     constant: bool
     complete: bool
 
@@ -77,7 +76,7 @@ def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
         longest_side=int(sides.max()) if len(sides) else 0,
         pieces=int(ndimage.label(labels > 0)[1]),
         fragmented=_fragmented_share(labels, prepared.boxes),
-        better_turn=better_turn(prepared.image, labels),
+        alignment=align(prepared.image, labels),
         constant=float(prepared.image.std()) < 1e-6,
         complete=prepared.unlabelled_weight == 1.0,
     )
@@ -92,25 +91,6 @@ def _fragmented_share(labels: NDArray[np.int32], boxes: NDArray[np.int64]) -> fl
             sizes = np.sort(np.bincount(pieces.ravel())[1:])
             broken += bool(sizes[-2] >= 0.1 * sizes.sum())
     return broken / len(boxes) if len(boxes) else 0.0
-
-
-def better_turn(image: NDArray[np.float32], labels: NDArray[np.int32]) -> str:
-    """The turn of the mask whose outlines lie on far stronger image edges than the mask's own, or "".
-
-    Edge strength is the mean gradient on cell outlines over the image's mean gradient. A turn is named when it lies on
-    edges (above 1.4) that are half as strong again as those under the mask as it is.
-    """
-    gradient = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
-    mean = float(gradient.mean())
-    outline = contours(labels)
-    if mean < 1e-6 or not outline.any():
-        return ""
-    turns = {"upside down": outline[::-1], "mirrored": outline[:, ::-1], "turned by 180 degrees": outline[::-1, ::-1]}
-    if outline.shape[0] == outline.shape[1]:
-        turns["transposed (x and y swapped)"] = outline.T
-    own = float(gradient[outline].mean()) / mean
-    name, best = max(((n, float(gradient[t].mean()) / mean) for n, t in turns.items()), key=lambda pair: pair[1])
-    return name if best > max(1.4, 1.5 * own) else ""
 
 
 def inspect_store(store: ImageStore, limit: int) -> list[ImageFacts]:
@@ -172,10 +152,8 @@ def _dataset_problems(
             "most labels are scattered over several pieces; the masks look like classes (one number per cell type) or "
             "damaged by lossy compression or smooth resizing. Export one number per cell, as PNG or TIFF"
         )
-    turns = [f.better_turn for f in filled if f.better_turn]
-    if len(turns) > MOSTLY * len(filled):
-        turn = max(set(turns), key=turns.count)
-        found.append(f"the masks fit the images better {turn}; check the export (axis order, image origin)")
+    if misaligned := _misaligned(filled):
+        found.append(misaligned)
     found += _size_problems(filled, crop_size, pixels_per_patch)
     labelled = float(np.median([f.labelled for f in filled]))
     if all(f.complete for f in filled) and labelled < FEW_LABELLED and len(filled) > 2:
@@ -187,6 +165,32 @@ def _dataset_problems(
     if constant:
         found.append(f"{len(constant)} image(s) have no contrast at all, for example {constant[0]}")
     return found
+
+
+def _misaligned(filled: Sequence[ImageFacts]) -> str:
+    """What is wrong with how most masks lie on their images, or ""."""
+    turns = [f.alignment.better_turn for f in filled if f.alignment.better_turn]
+    if len(turns) > MOSTLY * len(filled):
+        turn = max(set(turns), key=turns.count)
+        return f"the masks fit the images better {turn}; check the export (axis order, image origin)"
+    shifts = np.array([f.alignment.better_shift for f in filled if f.alignment.better_shift], float).reshape(-1, 2)
+    middle = np.median(shifts, axis=0) if len(shifts) else np.zeros(2)
+    # A slip of the export is the same everywhere; masks of other images fit best wherever chance has it.
+    agreeing = np.linalg.norm(shifts - middle, axis=1) <= max(3.0, 0.2 * float(np.linalg.norm(middle)))
+    if agreeing.sum() > MOSTLY * len(filled):
+        down, right = (round(float(value)) for value in middle)
+        vertical, horizontal = "down" if down >= 0 else "up", "right" if right >= 0 else "left"
+        return (
+            f"the masks fit the images better shifted by {abs(down)} px {vertical} and {abs(right)} px {horizontal}; "
+            "check the export (cropping, stitching, registration)"
+        )
+    strangers = sum(f.alignment.unrelated or f.alignment.better_shift is not None for f in filled)
+    if len(filled) > 2 and strangers > MOSTLY * len(filled):
+        return (
+            f"in {strangers} of {len(filled)} images the mask's outlines lie on no edges of the image; check that each "
+            "mask belongs to the image of the same name"
+        )
+    return ""
 
 
 def _size_problems(filled: Sequence[ImageFacts], crop_size: int, pixels_per_patch: float) -> list[str]:
