@@ -167,6 +167,14 @@ def evaluate(
     _exit(lambda: evaluation.score_folders(labels, dict(_named(p) for p in predictions), ignore, out) and None)
 
 
+@app.command(context_settings=PASS_ON)
+def pca(context: typer.Context) -> None:
+    """What backbones see: IMAGE… --weights A [B …] [--mode resize pad tile] [--out pca.png]."""
+    from dinocell.inference import features
+
+    features.main(context.args)
+
+
 def save_formats(text: str) -> tuple[str, ...]:
     """`labels,csv` as names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -118,3 +118,33 @@ def pca_panel(
             tiles.append(np.asarray(cv2.resize(pictures[index], size, interpolation=cv2.INTER_NEAREST), np.uint8))
             titles.append(name if index == 0 else "")
     return panel(tiles, titles, columns=1 + len(models), height=height)
+
+
+def pca_grid(
+    images: Sequence[NDArray[Any]],
+    titles: Sequence[str],
+    models: Mapping[str, Sequence[Tokens]],
+    *,
+    shared: bool = True,
+    height: int = 280,
+) -> NDArray[np.uint8]:
+    """One column per image (its title above it) and one row per model or stage, as in Figure 3 of the paper.
+
+    Args:
+        images: (H, W) or (H, W, C) arrays of any dtype; the same one may stand in several columns.
+        titles: one per image.
+        models: model's name → its tokens (h, w, D) for each image, in the order of `images`; D may differ by model.
+        shared: one projection per model over all its pictures, else one per picture.
+        height: height in pixels of each picture in the grid.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    tiles: list[NDArray[Any]] = [to_rgb(image) for image in images]
+    sizes = [(tile.shape[1], tile.shape[0]) for tile in tiles]
+    names = list(titles)
+    for name, tokens in models.items():
+        for index, picture in enumerate(pca_rgb(tokens, shared=shared)):
+            tiles.append(np.asarray(cv2.resize(picture, sizes[index], interpolation=cv2.INTER_NEAREST), np.uint8))
+            names.append(name if index == 0 else "")
+    return panel(tiles, names, columns=len(images), height=height)
