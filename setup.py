@@ -1,13 +1,29 @@
 """Install DINOCell: ``pip install -c constraints.txt .`` (see README.md)."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
+
+class BuildWithPresets(build_py):
+    """Puts the recipes of data_curation/configs into the package, so that they work without the repository."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            presets = Path(self.build_lib, "dinocell", "data", "formats", "presets")
+            presets.mkdir(parents=True, exist_ok=True)
+            for recipe in sorted((HERE / "data_curation" / "configs").glob("*.yaml")):
+                shutil.copyfile(recipe, presets / recipe.name)
+
+
 setup(
     name="dinocell",
+    cmdclass={"build_py": BuildWithPresets},
     version="0.1.0",
     description="Self-supervised pretraining and fine-tuning of cell-segmentation models",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),

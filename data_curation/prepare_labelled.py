@@ -6,9 +6,7 @@ FORMAT is a layout such as coco or a preset of data_curation/configs such as liv
 download SRC. Expect images/ and masks/ for each split, dataset.yaml and prepare_report.csv in DIR. `--help` lists all.
 """
 
-from pathlib import Path
-
 from dinocell.data import formats
 
 if __name__ == "__main__":
-    formats.main(presets=Path(__file__).parent / "configs")
+    formats.main()

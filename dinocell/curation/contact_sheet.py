@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 from dinocell.curation.extract import CROPS, SET_ASIDE, Found
 from dinocell.curation.pictures import PictureReader
+from dinocell.curation.sources import UNSAFE
 from dinocell.data.files import atomic_write_text
 
 PAGES = "contact_sheets"
 
-PAGE = Template("""<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Contact sheet</title><style>
 :root { color-scheme: light dark; --line: #8885; --soft: #888; --out: #c62828; }
@@ -29,61 +30,67 @@ p { margin: 2px 0; } .soft { color: var(--soft); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 4px; overflow: hidden; }
 figure .frame { height: 160px; display: flex; align-items: center; justify-content: center; background: #8882; }
 figure img { max-width: 100%; max-height: 160px; display: block; }
-figcaption { font-size: 12px; overflow-wrap: anywhere; } figcaption b { font-weight: 600; }
+figcaption { font-size: 12px; overflow-wrap: anywhere; padding-top: 4px; } figcaption b { font-weight: 600; }
+figcaption span { white-space: nowrap; } figcaption label > span, figcaption .reason { white-space: normal; }
 label { display: flex; gap: 6px; align-items: flex-start; cursor: pointer; }
 .rejected { border-style: dashed; } .reason { color: var(--out); }
 figure:has(input:checked) { outline: 3px solid var(--out); } figure:has(input:checked) img { opacity: .45; }
 button { font: inherit; padding: 4px 12px; }
 table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; }
 </style></head><body>
-<header><h1>$title</h1>
+"""
+PAGE = Template(
+    HEAD
+    + """<header><h1>$title</h1>
 <p>$summary</p>
-<p><button id="save">Download exclude.txt</button> <button id="copy">Copy</button>
-<span id="count"></span> <span class="soft">Tick what should not be trained on, put exclude.txt into
-the output folder, and run the same command again. Untick to take a crop back.
-L: Laplacian variance; F: focus (the same at half size after a slight blur).</span></p></header>
+<p><button id="save">Download $file</button> <button id="copy">Copy</button>
+<span id="count"></span></p>
+<p class="soft">Tick what should not be trained on, put $file into the output folder, and run the same command again.
+Untick to take a crop back. L: Laplacian variance; F: focus (the same at half size after a slight blur).</p></header>
 $body
 <script>
 const boxes = [...document.querySelectorAll("input[data-crop]")];
-const before = $before;  // lines for crops on other pages
-const ticked = () => [...new Set([...before, ...boxes.filter(b => b.checked).map(b => b.dataset.crop)])].sort();
+const ticked = () => boxes.filter(b => b.checked).map(b => b.dataset.crop).sort();
 const show = () => document.getElementById("count").textContent = ticked().length + " ticked";
-const text = () => ticked().join("\\n") + "\\n";
+const text = () => ticked().map(crop => crop + "\\n").join("");
 boxes.forEach(b => b.addEventListener("change", show));
 document.getElementById("save").onclick = () => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text()], {type: "text/plain"}));
-  link.download = "exclude.txt"; link.click();
+  link.download = "$file"; link.click();
 };
 document.getElementById("copy").onclick = () => navigator.clipboard.writeText(text());
 show();
 </script></body></html>
-""")
+"""
+)
+INDEX = Template(HEAD + "<header><h1>$title</h1><p>$summary</p></header>$body</body></html>\n")
 
 
 def write_contact_sheet(out: Path, found: list[Found], pictures: PictureReader, limit: int) -> None:
-    """Write the sheet; with more than `limit` crops, contact_sheet.html lists one page for each dataset."""
+    """Write the sheet; with more than `limit` crops, contact_sheet.html lists one page for each dataset.
+
+    The ticks of one sheet make an exclude.txt, those of a page an exclude-DATASET.txt; the next run honours all.
+    """
     groups: dict[str, list[Found]] = defaultdict(list)
     for item in found:
         groups[item.row.dataset].append(item)
-    excluded = [item.row.crop for item in found if item.row.reason == "excluded by hand"]
     if len(found) <= limit:
         body = "".join(_section(name, items, pictures, "") for name, items in sorted(groups.items()))
-        _write(out / "contact_sheet.html", "Contact sheet", found, body, [])
+        _write(out / "contact_sheet.html", PAGE, "Contact sheet", found, body, "exclude.txt")
         return
     rows = []
     for number, (name, items) in enumerate(sorted(groups.items())):
         page = f"{PAGES}/{number:03d}.html"
-        here = {item.row.crop for item in items}
-        others = [crop for crop in excluded if crop not in here]
-        _write(out / page, f"Contact sheet: {name}", items, _section(name, items, pictures, "../"), others)
+        ticks = f"exclude-{UNSAFE.sub('_', name).replace('/', '_')}.txt"
+        body = _section(name, items, pictures, "../")
+        _write(out / page, PAGE, f"Contact sheet: {name}", items, body, ticks)
         rows.append(f'<tr><td><a href="{page}">{html.escape(name)}</a></td><td>{_counts(items)}</td></tr>')
-    _write(out / "contact_sheet.html", "Contact sheets", found, f"<table>{''.join(rows)}</table>", excluded)
+    _write(out / "contact_sheet.html", INDEX, "Contact sheets", found, f"<table>{''.join(rows)}</table>", "")
 
 
-def _write(path: Path, title: str, found: list[Found], body: str, before: list[str]) -> None:
-    listed = "[" + ",".join(f'"{html.escape(crop)}"' for crop in before) + "]"
-    text = PAGE.substitute(title=html.escape(title), summary=_counts(found), body=body, before=listed)
+def _write(path: Path, page: Template, title: str, found: list[Found], body: str, file: str) -> None:
+    text = page.substitute(title=html.escape(title), summary=_counts(found), body=body, file=file)
     atomic_write_text(path, text)
 
 
@@ -114,7 +121,8 @@ def _figure(item: Found, pictures: PictureReader, up: str) -> str:
         picture = f'<a href="{up}{quote(where)}">{picture}</a>'
     name = html.escape(row.source.replace("\\", "/").rpartition("/")[2])
     tip = html.escape(f"{row.source}\n{row.axes} {row.shape} {row.dtype}\naxes: {row.axes_source}", quote=True)
-    lines = [f"<b>{name}</b>", " · ".join(html.escape(text) for text in _facts(item) if text)]
+    facts = " · ".join(f"<span>{html.escape(text)}</span>" for text in _facts(item) if text)
+    lines = [f"<b>{name}</b>", facts]
     if row.reason:
         lines.append(f'<span class="reason">{html.escape(row.reason)}</span> {html.escape(_short(row.detail))}')
     caption = "<br>".join(line for line in lines if line)

@@ -90,11 +90,10 @@ def _refuse_unfinished(todo: list[Source], total: int, out: Path) -> None:
 
 
 def read_exclude(out: Path) -> set[str]:
-    """Crops that a person ticked on the contact sheet: lines of exclude.txt, # starts a comment."""
-    file = out / EXCLUDE
-    if not file.is_file():
-        return set()
-    lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+    """Crops that a person ticked on a contact sheet: lines of exclude.txt and exclude-*.txt, # starts a comment."""
+    files = [out / EXCLUDE, *sorted(out.glob("exclude-*.txt"))]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return {line.removeprefix("./") for line in lines if line}
 
 

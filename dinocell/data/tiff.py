@@ -85,7 +85,7 @@ def _read_one(
         axes=names,
         axes_source=source,
         pixel_size=_pixel_size(tiff),
-        channel_names=_channel_names(tiff, names, shape),
+        channel_names=_channel_names(tiff, series, names, shape),
     )
     image = _as_photographed(tiff, series, image)
     if axes is not None and image.array.ndim == array.ndim:
@@ -154,10 +154,13 @@ def _pixel_size(tiff: tifffile.TiffFile) -> float | None:
     return None
 
 
-def _channel_names(tiff: tifffile.TiffFile, axes: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+def _channel_names(tiff: tifffile.TiffFile, series: Any, axes: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     if "C" not in axes or not (tiff.is_ome and tiff.ome_metadata):
         return ()
-    names = re.findall(r'<(?:\w+:)?Channel\b[^>]*?\bName="([^"]*)"', tiff.ome_metadata)
+    images = re.findall(r"<(?:\w+:)?Image\b.*?</(?:\w+:)?Image>", tiff.ome_metadata, re.DOTALL)
+    number = next((number for number, one in enumerate(tiff.series) if one is series), 0)
+    described = images[number] if number < len(images) else ""
+    names = re.findall(r'<(?:\w+:)?Channel\b[^>]*?\bName="([^"]*)"', described)
     return tuple(names) if len(names) == shape[axes.index("C")] else ()
 
 

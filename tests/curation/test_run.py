@@ -209,6 +209,19 @@ def test_ticked_crops_leave_and_come_back(pile: Path, tmp_path: Path) -> None:
     assert contents(out) == before
 
 
+def test_pages_of_a_large_sheet_have_ticks_of_their_own(pile: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    kept, _ = curate(pile, out, sheet_limit=3)
+    pages = [file.read_text() for file in sorted((out / "contact_sheets").glob("*.html"))]
+    names = [re.findall(r'link.download = "(exclude-\w+.txt)"', page)[0] for page in pages]
+    assert names == ["exclude-dyes.txt", "exclude-odd.txt", "exclude-phase.txt"]
+    ticked = [next(row["crop"] for row in kept if row["dataset"] == dataset) for dataset in ("dyes", "phase")]
+    for crop in ticked:
+        (out / f"exclude-{crop.split('/')[1]}.txt").write_text(f"{crop}\n")
+    _, rejected = curate(pile, out, sheet_limit=3)
+    assert {row["crop"] for row in rejected if row["reason"] == "excluded by hand"} == set(ticked)
+
+
 def test_the_contact_sheet_needs_no_other_file_for_its_pictures(pile: Path, tmp_path: Path) -> None:
     kept, rejected = curate(pile, tmp_path / "out")
     page = (tmp_path / "out" / "contact_sheet.html").read_text()

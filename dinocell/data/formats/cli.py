@@ -12,7 +12,10 @@ from dinocell.data.formats.config import PrepareConfig
 from dinocell.data.formats.prepare import prepare
 from dinocell.errors import ConfigError, run_main
 
-PRESETS = Path("data_curation/configs")
+PACKAGED = Path(__file__).parent / "presets"
+"""What an installed package holds: setup.py copies the recipes there when it builds one."""
+IN_TREE = Path(__file__).parents[3] / "data_curation" / "configs"
+PRESETS = PACKAGED if PACKAGED.is_dir() else IN_TREE
 BUILT_IN = {
     "pairs": ["layout=pairs"],
     "cellpose": ["layout=pairs", "images='**/*'", r"mask_from='(?<!_masks)\.[a-z]+$'", "mask_to='_masks.png'"],

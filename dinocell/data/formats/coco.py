@@ -15,8 +15,13 @@ from dinocell.data.formats.common import Found, Labeller, Labels, Mask, Refusal,
 from dinocell.errors import DataError
 
 
-def find(root: Path, annotations: str, images: str) -> tuple[list[Found], list[Refusal]]:
+def find(
+    root: Path, annotations: str, images: str, leave_out: tuple[str, ...] = ()
+) -> tuple[list[Found], list[Refusal]]:
     """Every image of every JSON file, known to splits as JSON name/image name, and refusals of files not there.
+
+    An image is looked for where the JSON says, then in the JSON's own folder and its images/, then by name below root.
+    Objects of categories (or supercategories) named in `leave_out` are left out.
 
     Raises:
         DataError: a JSON file that is not COCO.
@@ -27,27 +32,30 @@ def find(root: Path, annotations: str, images: str) -> tuple[list[Found], list[R
     found: list[Found] = []
     refused: list[Refusal] = []
     for file in sorted(root.glob(annotations)):
-        for entry, objects in _entries(file):
+        for entry, objects in _entries(file, leave_out):
             name = Path(str(entry["file_name"])).name
-            path = root / str(entry["file_name"])
-            path = path if path.is_file() else by_name.get(name, path)
+            places = (root / str(entry["file_name"]), file.parent / name, file.parent / "images" / name)
+            path = next((place for place in places if place.is_file()), by_name.get(name, places[0]))
             if not path.is_file():
                 refused.append(Refusal(file=str(entry["file_name"]), reason=f"listed in {file.name}, but not there"))
             else:
                 size = int(entry["height"]), int(entry["width"])
-                found.append((path, _labeller(objects, size), f"{file.name}/{name}"))
+                found.append(Found(image=path, labels=_labeller(objects, size), split_key=f"{file.name}/{name}"))
     return found, refused
 
 
-def _entries(file: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _entries(file: Path, leave_out: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         listed = content["annotations"]
         # LIVECell's published files hold a mapping of id → annotation instead of a list
         annotations = list(listed.values()) if isinstance(listed, dict) else listed
+        categories = content.get("categories", []) if leave_out else []
+        unwanted = {c["id"] for c in categories if {c.get("name"), c.get("supercategory")} & set(leave_out)}
         objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for annotation in annotations:
-            objects[annotation["image_id"]].append(annotation)
+            if annotation.get("category_id") not in unwanted:
+                objects[annotation["image_id"]].append(annotation)
         yield from ((entry, objects[entry["id"]]) for entry in content["images"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a COCO file: {type(error).__name__} {error}") from error

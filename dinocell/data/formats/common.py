@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,27 @@ Labeller = Callable[[], tuple[Labels, list[str]]]
 """Gives the labels (H, W) int32 of an image and notes about them, or raises DataError."""
 
 
-Found = tuple[Path, Labeller, str]
-"""An image, its labels, and what splits are recognised by (empty: the path below the source)."""
+Pixels = Callable[[], npt.NDArray[Any]]
+"""Gives one plane of a file that holds many, or raises DataError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An image file and its labels, as a layout finds them.
+
+    Attributes:
+        image: the file.
+        labels: of the image.
+        split_key: what splits are recognised by; empty takes the path below the source.
+        frame: ending of the stem where a file holds several images.
+        pixels: the one image (H, W) of such a file; None where the file is the image.
+    """
+
+    image: Path
+    labels: Labeller
+    split_key: str = ""
+    frame: str = ""
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +48,7 @@ class Pair:
     relative: str
     split_key: str
     labels: Labeller
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Literal
 from dinocell.config import field
 from dinocell.errors import ConfigError
 
-Layout = Literal["pairs", "coco", "dsb2018", "ctc", "binary"]
+Layout = Literal["pairs", "coco", "dsb2018", "ctc", "binary", "contours", "rois", "tyc", "nd2_masks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,9 @@ class PrepareConfig:
 
     Layouts: pairs (an image and a label image of instances), binary (the same with a foreground mask whose connected
     components are the objects), coco (one JSON of polygons or RLE and a folder of images), dsb2018 (a folder an image
-    with images/ and one mask an object in masks/), ctc (Cell Tracking Challenge: 01/, 01_GT/SEG or 01_ST/SEG).
+    with images/ and one mask an object in masks/), ctc (Cell Tracking Challenge: 01/, 01_GT/SEG or 01_ST/SEG),
+    contours (as pairs, with drawn outlines: BBBC030), rois (as pairs, with a JSON of polygons: NTERA-2), tyc (masks and
+    classes, of which cells are taken), nd2_masks (masks of the positions of an ND2 file: idr0095).
     """
 
     src: str = field(doc="folder that was downloaded and unpacked")
@@ -27,6 +29,7 @@ class PrepareConfig:
     mask_from: str = field("", "regular expression on an image's path below src, replaced to give its mask's path")
     mask_to: str = field("", "replacement, with \\1 … for groups; empty mask_from pairs images/ with masks/ by stem")
     annotations: str = field("", "coco: glob of the JSON files below src")
+    leave_out: tuple[str, ...] = field((), "coco: categories or supercategories that are no cells")
     splits: dict[str, str] = field(factory=dict, doc="train, val, test: regular expression on the path below src")
     name: str = field("", "name of the data set; empty takes the folder's")
     modality: str = field("unknown", "phase, brightfield, fluorescence, stained …")

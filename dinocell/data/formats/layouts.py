@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from scipy import ndimage
 
-from dinocell.data.formats import coco
+from dinocell.data.formats import coco, published
 from dinocell.data.formats.cellpose import read_seg_masks
 from dinocell.data.formats.common import Found, Labels, Mask, Pair, Refusal, merge_masks
 from dinocell.data.formats.config import PrepareConfig
 from dinocell.data.io import SUFFIXES, read_image, read_labels
+from dinocell.data.tiff import TIFFS
 from dinocell.errors import ConfigError, DataError
 
 
@@ -33,20 +35,23 @@ def find_pairs(config: PrepareConfig) -> tuple[list[Pair], list[Refusal]]:
     found: list[Found] = []
     refused: list[Refusal] = []
     match config.layout:
-        case "pairs" | "binary":
-            reader = _instances if config.layout == "pairs" else _components
+        case "pairs" | "binary" | "contours" | "rois":
             for image, mask in _image_masks(root, config):
                 if mask is None or not mask.is_file():
                     wanted = f" ({mask.relative_to(root).as_posix()})" if mask else ""
                     refused.append(Refusal(file=image.relative_to(root).as_posix(), reason=f"no mask{wanted}"))
                 else:
-                    found.append((image, partial(reader, mask, config), ""))
+                    found += _with_mask(image, mask, config)
         case "dsb2018":
-            found = [(image, partial(_per_object, image), "") for image in _files(root, "**/images/*")]
+            found = [Found(image=image, labels=partial(_per_object, image)) for image in _files(root, "**/images/*")]
         case "ctc":
-            found = [(image, partial(_instances, mask, config), "") for image, mask in _ctc(root)]
+            found = [Found(image=image, labels=partial(_instances, mask, config)) for image, mask in _ctc(root)]
         case "coco":
-            found, refused = coco.find(root, config.annotations, config.images)
+            found, refused = coco.find(root, config.annotations, config.images, config.leave_out)
+        case "tyc":
+            found = list(published.find_tyc(root, _files(root, config.images)))
+        case "nd2_masks":
+            found = list(published.find_nd2_masks(_files(root, config.images)))
     if not found and not refused:
         raise ConfigError(f"src {str(root)!r}: nothing of layout {config.layout!r} with images {config.images!r} in it")
     return _named(root, found), refused
@@ -54,17 +59,66 @@ def find_pairs(config: PrepareConfig) -> tuple[list[Pair], list[Refusal]]:
 
 def _named(root: Path, found: list[Found]) -> list[Pair]:
     """Stems are the files' own where those are unique, else made of the path below the source."""
-    found = sorted(found, key=lambda item: item[0])
-    relative = [image.relative_to(root) for image, _, _ in found]
-    times = Counter(path.stem.lower() for path in relative)
+    found = sorted(found, key=lambda item: (item.image, item.frame))
+    relative = [item.image.relative_to(root) for item in found]
+    times = Counter(f"{path.stem}{item.frame}".lower() for path, item in zip(relative, found, strict=True))
     pairs = []
-    for (image, labels, key), path in zip(found, relative, strict=True):
-        stem = path.stem if times[path.stem.lower()] == 1 else "_".join((*path.parent.parts, path.stem))
-        stem = re.sub(r"[^\w.\-]+", "_", stem)
+    for item, path in zip(found, relative, strict=True):
+        stem = path.stem + item.frame
+        if times[stem.lower()] > 1:
+            stem = "_".join((*path.parent.parts, stem))
         pairs.append(
-            Pair(stem=stem, image=image, relative=path.as_posix(), split_key=key or path.as_posix(), labels=labels)
+            Pair(
+                stem=re.sub(r"[^\w.\-]+", "_", stem),
+                image=item.image,
+                relative=path.as_posix() + item.frame,
+                split_key=item.split_key or path.as_posix(),
+                labels=item.labels,
+                pixels=item.pixels,
+            )
         )
     return pairs
+
+
+def _with_mask(image: Path, mask: Path, config: PrepareConfig) -> list[Found]:
+    """The pair, or one pair a frame where image and label image are films of equal length (YeaZ, phase contrast)."""
+    match config.layout:
+        case "contours":
+            return [Found(image=image, labels=partial(published.outlined, mask))]
+        case "rois":
+            return [Found(image=image, labels=partial(published.polygons, mask, image))]
+        case "binary":
+            return [Found(image=image, labels=partial(_components, mask, config))]
+    frames = _pages(mask)
+    if frames > 1 and frames == _pages(image):
+        return [
+            Found(
+                image=image,
+                labels=partial(_instances, mask, config, frame),
+                frame=f"_f{frame:03d}",
+                pixels=partial(_page, image, frame),
+            )
+            for frame in range(frames)
+        ]
+    return [Found(image=image, labels=partial(_instances, mask, config))]
+
+
+def _pages(file: Path) -> int:
+    """Planes (Y, X) of a TIFF; 1 of anything else, of colour pictures and of what cannot be read."""
+    if file.suffix.lower() not in TIFFS:
+        return 1
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            return len(tiff.pages) if tiff.series and tiff.series[0].ndim == 3 else 1
+    except Exception:  # tifffile raises many kinds for broken files, whose reading will say what is wrong
+        return 1
+
+
+def _page(file: Path, frame: int) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(tifffile.imread(file, key=frame))
+    except Exception as error:
+        raise DataError(f"{file.name}, frame {frame}: cannot be decoded: {error}") from error
 
 
 def _files(root: Path, pattern: str) -> list[Path]:
@@ -117,8 +171,11 @@ def _ctc(root: Path) -> Iterator[tuple[Path, Path]]:
                 yield image, masks[int(number.group(1))]
 
 
-def _instances(mask: Path, config: PrepareConfig) -> tuple[Labels, list[str]]:
-    labels = read_seg_masks(mask) if mask.name.endswith("_seg.npy") else read_labels(mask)
+def _instances(mask: Path, config: PrepareConfig, frame: int | None = None) -> tuple[Labels, list[str]]:
+    if frame is not None:
+        labels = _page(mask, frame).astype(np.int32)
+    else:
+        labels = read_seg_masks(mask) if mask.name.endswith("_seg.npy") else read_labels(mask)
     if config.background:
         labels = np.where(labels == config.background, 0, labels)
     values = np.unique(labels)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import yaml
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
@@ -43,8 +44,8 @@ class Prepared:
 def prepare(config: PrepareConfig) -> list[Prepared]:
     """Write OUT/{train,val,test}/{images,masks} (or OUT/{images,masks} without splits), dataset.yaml and a report.
 
-    Images are copied byte for byte; masks become label TIFFs, numbered 1 … N. Images without objects are kept: they
-    are training data.
+    Images are copied byte for byte, single images of a film or ND2 file become TIFFs; masks become label TIFFs,
+    numbered 1 … N. Images without objects are kept: they are training data.
 
     Raises:
         ConfigError: nothing that fits the layout, or an output folder that already holds a data set.
@@ -74,7 +75,8 @@ def _prepare_one(pair: Pair, config: PrepareConfig, out: Path) -> Prepared:
         return Prepared(file=pair.relative, status="refused", notes="in none of the splits")
     try:
         labels, notes = pair.labels()
-        shape = to_gray(read_image(pair.image)).shape
+        pixels = pair.pixels() if pair.pixels else None
+        shape = pixels.shape if pixels is not None else to_gray(read_image(pair.image)).shape
         labels, more = check_labels(labels, (shape[0], shape[1]), config)
     except (DataError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -82,7 +84,10 @@ def _prepare_one(pair: Pair, config: PrepareConfig, out: Path) -> Prepared:
     images, masks = out / split / "images", out / split / "masks"
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(pair.image, images / f"{pair.stem}{pair.image.suffix.lower()}")
+    if pixels is None:
+        shutil.copyfile(pair.image, images / f"{pair.stem}{pair.image.suffix.lower()}")
+    else:
+        tifffile.imwrite(images / f"{pair.stem}.tif", pixels, compression="zlib", metadata={"axes": "YX"})
     write_labels(masks / f"{pair.stem}.tif", labels)
     count = int(labels.max(initial=0))
     told = "; ".join(notes + more)

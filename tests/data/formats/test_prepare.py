@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -91,12 +94,8 @@ LAYOUTS = {
         ("training/source/a.tif", "training/target/a.tif"),
         ("test/source/b.tif", "test/target/b.tif"),
     ],
-    "idr0095": [("train/images/a.tif", "train/masks/a.tif"), ("test/images/a.tif", "test/masks/a.tif")],
-    "ntera2": [("train/images/a.png", "train/masks/a.png"), ("test/images/a.png", "test/masks/a.png")],
-    "tyc": [("train/images/a.png", "train/masks/a.png"), ("test/images/a.png", "test/masks/a.png")],
     "pbl_hek": [("images/a.png", "masks/a.png")],
     "pbl_n2a": [("images/a.png", "masks/a.png")],
-    "glioma_c6": [("images/a.png", "masks/a.png")],
 }
 
 
@@ -134,18 +133,128 @@ def test_yeaz_without_splits_gets_80_10_10(tmp_path: Path) -> None:
     check(out, "train", 8)
 
 
-@pytest.mark.parametrize(
-    ("name", "image", "mask"),
-    [("bccd", "BCCD/train/original/a.jpg", "BCCD/train/mask/a.png"), ("bbbc030", "images/a.png", "ground_truth/a.png")],
-)
-def test_foreground_masks_become_instances(tmp_path: Path, name: str, image: str, mask: str) -> None:
+def test_bccd_foreground_masks_become_instances(tmp_path: Path) -> None:
+    root = tmp_path / "src" / "BCCD Dataset with mask"
+    for split in ("train", "test"):
+        save(root / split / "original" / f"{split}.png", np.dstack([picture()] * 3))
+        save(root / split / "mask" / f"{split}.png", np.dstack([(cells() > 0).astype(np.uint8) * 255] * 3))
+    out, report = run("bccd", tmp_path / "src")
+    assert [row["objects"] for row in report] == ["4"] * 2
+    check(out, "train", 1)
+    check(out, "test", 1)
+
+
+def test_bbbc030_outlines_are_filled(tmp_path: Path) -> None:
     for number in range(3):
-        save(tmp_path / "src" / image.replace("a.", f"{number}."), picture())
-        save(tmp_path / "src" / mask.replace("a.", f"{number}."), (cells() > 0).astype(np.uint8) * 255)
-    out, report = run(name, tmp_path / "src")
+        outline = np.zeros((200, 260), np.uint8)
+        cv2.circle(outline, (60, 70), 30, 255, 1)
+        cv2.ellipse(outline, (170, 120), (50, 25), 20, 4, 360, 255, 1)  # not quite closed by hand
+        save(tmp_path / "src" / "images" / f"{number}.png", np.dstack([RNG.integers(0, 255, outline.shape)] * 3))
+        save(tmp_path / "src" / "ground_truth" / f"{number}.png", outline)
+    out, report = run("bbbc030", tmp_path / "src")
+    assert [row["objects"] for row in report] == ["2"] * 3
+    labels = read_labels(out / "masks" / "0.tif")
+    whole = np.zeros(labels.shape, np.uint8), np.zeros(labels.shape, np.uint8)
+    cv2.circle(whole[0], (60, 70), 30, 1, -1)
+    cv2.ellipse(whole[1], (170, 120), (50, 25), 20, 0, 360, 1, -1)
+    for number, disk in zip((labels[70, 60], labels[120, 170]), whole, strict=True):
+        assert ((labels == number) & (disk > 0)).sum() / ((labels == number) | (disk > 0)).sum() > 0.9
+
+
+def test_ntera2_polygons(tmp_path: Path) -> None:
+    corners = [polygon(cells() == number) for number in range(1, 5)]
+    rois = [{"type": "polygon", "points": [points[i : i + 2] for i in range(0, 8, 2)]} for points in corners]
+    for name in ("day11_1.tif", "day12_2.tif", "PXL_3.MP.tif"):
+        save(tmp_path / "src" / "training_dataset" / name, np.dstack([picture()] * 3))
+        roi = tmp_path / "src" / "roi_jsons_combined" / f"{name.split('.')[0]}_ROI.json"
+        roi.parent.mkdir(exist_ok=True)
+        roi.write_text(json.dumps(rois))
+    out, report = run("ntera2", tmp_path / "src")
     assert [row["objects"] for row in report] == ["4"] * 3
-    for file in out.rglob("masks/*.tif"):
-        assert partition(read_labels(file)) == partition(cells())
+    labels = read_labels(next(out.rglob("masks/*.tif")))
+    assert all(labels[rows].any() for rows in (cells() == number for number in range(1, 5)))
+    assert not labels[(cells() == 0) & (cv2.dilate((cells() > 0).astype(np.uint8), np.ones((3, 3))) == 0)].any()
+    assert yaml.safe_load((out / "dataset.yaml").read_text())["fully_annotated"] is False
+
+
+def test_tyc_keeps_cells_and_drops_traps(tmp_path: Path) -> None:
+    numbers = np.where(cells() > 0, cells() * 100, 0)  # above 255: in two colour channels
+    coded = np.zeros((60, 80, 3), np.uint8)
+    coded[..., 2], coded[..., 1] = numbers % 256, numbers // 256  # cv2 writes B, G, R
+    classes = {"annotations": [{"id": i, "category_id": int(i != 1)} for i in range(4)]}  # the second is a trap
+    for split in ("train", "val", "test", "test_ood"):
+        folder = tmp_path / "src" / "labeled_set" / split
+        save(folder / "images" / f"{split}.tif", picture().astype(np.uint16) * 20)
+        save(folder / "labels" / "masks" / f"{split}.png", coded)
+        (folder / "labels" / "classes").mkdir()
+        (folder / "labels" / "classes" / f"{split}.json").write_text(json.dumps(classes))
+    out, report = run("tyc", tmp_path / "src")
+    assert {row["split"]: row["notes"] for row in report if row["status"] == "done"} == dict.fromkeys(
+        ("train", "val", "test"), "1 traps left out"
+    )
+    labels = read_labels(open_dataset(out, "val")[0].mask)
+    assert partition(labels) == partition(np.where(cells() == 2, 0, cells()))
+
+
+def test_idr0095_masks_belong_to_positions_of_one_file(tmp_path: Path) -> None:
+    """The source's own files are ND2, which nothing here can write: an OME-TIFF of several positions stands in."""
+    source = tmp_path / "src" / "Experiment_A_Figure3" / "strain1.ome.tif"
+    source.parent.mkdir(parents=True)
+    phase = [picture().astype(np.uint16) for _ in range(12)]
+    with tifffile.TiffWriter(source, ome=True) as writer:
+        for plane in phase:
+            names = {"axes": "CYX", "Channel": {"Name": ["mCherry", "Phase"]}}
+            writer.write(np.stack([plane * 0 + 7, plane]), metadata=names)
+    for position in range(12):
+        mask = np.where(cells() == position % 4 + 1, 0, cells())
+        save(source.with_name("strain1") / f"xy{position + 1}-Mask.tif", mask.astype(np.uint16))
+    out, report = run("idr0095", tmp_path / "src", "images='**/*.ome.tif'")
+    assert [row["status"] for row in report] == ["done"] * 12
+    for position in range(12):
+        [image] = out.rglob(f"images/*_p{position:03d}.tif")
+        np.testing.assert_array_equal(tifffile.imread(image), phase[position])
+        labels = read_labels(image.parent.parent / "masks" / image.name)
+        assert partition(labels) == partition(np.where(cells() == position % 4 + 1, 0, cells()))
+
+
+def test_glioma_c6_takes_cells_and_leaves_nuclei(tmp_path: Path) -> None:
+    for folder, name in (("spec/train", "anno_train"), ("spec/test", "anno_test"), ("gen", "anno_gen")):
+        root = tmp_path / "src" / "dataset" / folder
+        save(root / "images" / "1.tif", picture())  # the same file name in every folder
+        shapes = [(cells() == number, 1) for number in range(1, 5)] + [(np.pad(np.ones((3, 3)), ((8, 49), (8, 69))), 2)]
+        annotations = [
+            {"id": k, "image_id": 1, "category_id": kind, "segmentation": [polygon(mask)], "iscrowd": 0}
+            for k, (mask, kind) in enumerate(shapes)
+        ]
+        content = {
+            "images": [{"id": 1, "file_name": "1.tif", "height": 60, "width": 80}],
+            "categories": [
+                {"id": 1, "name": "glioma", "supercategory": "cell"},
+                {"id": 2, "name": "nucleus", "supercategory": "cell_part"},
+            ],
+            "annotations": annotations,
+        }
+        (root / f"{name}.json").write_text(json.dumps(content))
+    out, report = run("glioma_c6", tmp_path / "src")
+    assert [(row["split"], row["objects"]) for row in report] == [("test", "4")] * 3
+    assert {row["file"] for row in report} == {
+        f"dataset/{part}/images/1.tif" for part in ("spec/train", "spec/test", "gen")
+    }
+    assert len(open_dataset(out, "test")) == 3
+
+
+def test_yeaz_phase_contrast_films_become_frames(tmp_path: Path) -> None:
+    film = np.stack([picture() for _ in range(10)]).astype(np.uint16)
+    masks = np.stack([np.where(cells() == frame % 4 + 1, 0, cells()) for frame in range(10)]).astype(np.uint16)
+    folder = tmp_path / "src" / "gold-standard-PhC-plus-2"
+    save(folder / "fov_im.tif", film)
+    save(folder / "fov_mask.tif", masks)
+    out, report = run("yeaz", tmp_path / "src")
+    assert [row["status"] for row in report] == ["done"] * 10
+    for frame in range(10):
+        stem = f"fov_im_f{frame:03d}.tif"
+        np.testing.assert_array_equal(tifffile.imread(out / "images" / stem), film[frame])
+        assert partition(read_labels(out / "masks" / stem)) == partition(masks[frame])
 
 
 def test_dsb2018(tmp_path: Path) -> None:
@@ -312,6 +421,25 @@ def test_overlaps_pieces_and_crumbs_are_noted(tmp_path: Path) -> None:
     out, report = run("pairs", src, "split_components=true", "min_area=5")
     assert {row["notes"] for row in report} == {"1 objects under 5 px dropped"}
     check(out, "train", 1)
+
+
+def test_presets_are_part_of_an_installed_package(tmp_path: Path) -> None:
+    root = PRESETS.parents[1]
+    build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build")]
+    subprocess.run(build, cwd=root, check=True, capture_output=True, timeout=120)
+    installed = tmp_path / "build" / "lib"
+    command = [sys.executable, "-m", "dinocell", "prepare", "livecell", "src", "--out", "o", "--print-config"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True
+    )
+    assert "LIVECell" in done.stdout, done.stderr
+    assert {file.name for file in installed.rglob("presets/*.yaml")} == {file.name for file in PRESETS.glob("*.yaml")}
+
+
+def test_presets_are_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, _ = parse(["livecell", "src", "--out", "o"])
+    assert (config.name, config.layout) == ("LIVECell", "coco")
 
 
 def test_wrong_commands(tmp_path: Path) -> None:
