@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def write_report(
         report.text(sentence)
     report.heading("Curves")
     _curves(report, train, val)
+    _by_dataset(report, run_dir, val, config.validate.monitor)
     if validation is not None and validation.results:
         _scores(report, validation, tuning)
         report.heading("Predictions on the val split")
@@ -127,6 +129,26 @@ def _curves(report: Report, train: Sequence[Mapping[str, Any]], val: Sequence[Ma
             {n: series(val, n) for n in SCORES}, "Scores on the val split", "optimizer step", "score (0 to 1)"
         )
     report.line_chart({"learning rate": series(train, "lr")}, "Learning rate", "optimizer step", "learning rate")
+
+
+def _by_dataset(report: Report, run_dir: Path, val: Sequence[Mapping[str, Any]], monitor: str) -> None:
+    """The monitored score of each dataset at every validation, where there are several."""
+    rows = {name: log.read_metrics(run_dir / "metrics.jsonl", f"val/{name}") for name in _dataset_names(run_dir)}
+    if len(rows) < 2:
+        return
+    steps = [int(row["step"]) for row in val]
+    values = {name: {int(row["step"]): row.get(monitor) for row in own} for name, own in rows.items()}
+    report.table(
+        [[step, *(values[name].get(step) for name in rows)] for step in steps],
+        ["step", *rows],
+        f"{monitor} on the val split of each data set",
+    )
+
+
+def _dataset_names(run_dir: Path) -> list[str]:
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    splits = dict.fromkeys(str(json.loads(line)["split"]) for line in lines)
+    return [split.removeprefix("val/") for split in splits if split.startswith("val/")]
 
 
 def _scores(report: Report, validation: Validation, tuning: Tuning | None) -> None:

@@ -293,18 +293,22 @@ class Trainer:
     def _finish(self) -> None:
         """Choose the best model's decoding, write the model folder and the report."""
         tuning = None
+        distributed.barrier()  # rank 0 may still be writing the best model that all are about to read
         best = self.checkpoints.directory / "best.pt"
         if self.validator is None or not best.is_file():
             with self.average.applied(self.module) if self.average is not None else nullcontext():
                 self.output.write_model(self.step, None, self.config.objective)
-        elif self.config.validate.tune_decoding:
+        else:
             step = self.output.load_best(best)
-            tuning = tune(self.module, self.validator, self.config, self.device, self.dtype)
+            if self.config.validate.tune_decoding:
+                tuning = tune(self.module, self.validator, self.config, self.device, self.dtype)
             if tuning is not None:
                 log.info(tuning.sentence())
                 final = Validator(self.data.val, tuning.chosen, self.config)
                 self.latest = final.run(self.module, self.device, self.dtype)
                 self.output.write_model(step, self.latest, tuning.chosen, tuning)
+            elif self.latest is None:  # a finished run that is only reported again
+                self.latest = self.validator.run(self.module, self.device, self.dtype)
         self.output.finish(self.latest, tuning)
 
     def _state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,10 +119,10 @@ def test_accumulation_gives_the_same_training(disks_dataset, tmp_path, train):
 
 
 def test_two_processes_give_the_same_training_as_one(disks_dataset, tmp_path):
-    data = {"fully_annotated": "no"}
-    one = run(recipe(disks_dataset, tmp_path / "one", data=data))
+    changes = {"data": {"fully_annotated": "no"}, "validate": {"times": 2, "tune_decoding": True}}
+    one = run(recipe(disks_dataset, tmp_path / "one", **changes))
     config = tmp_path / "two.yaml"
-    config.write_text(to_yaml(recipe(disks_dataset, tmp_path / "two", data=data)))
+    config.write_text(to_yaml(recipe(disks_dataset, tmp_path / "two", **changes)))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     result = subprocess.run(
         [sys.executable, *launch, str(ROOT / "finetune" / "train.py"), "--config", str(config)],
@@ -133,6 +134,10 @@ def test_two_processes_give_the_same_training_as_one(disks_dataset, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert list(losses(tmp_path / "two").values()) == pytest.approx(list(losses(one).values()), rel=1e-4)
+    metas = [json.loads((tmp_path / name / "model" / "config.json").read_text()) for name in ("one", "two")]
+    assert metas[0]["validation"]["tuning"]["images"] == metas[1]["validation"]["tuning"]["images"] == 2
+    means = [meta["validation"]["mean"]["loss"] for meta in metas]
+    assert means[1] == pytest.approx(means[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -193,6 +198,29 @@ def test_early_stopping_and_time_budget_end_a_run(disks_dataset, tmp_path):
     rows = read_metrics(out / "metrics.jsonl", "train")
     assert rows[-1]["step"] < 1000 and rows[-1]["lr"] < 0.1 * max(row["lr"] for row in rows)
     assert (out / "model" / "model.safetensors").is_file()
+
+
+def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, tmp_path):
+    other = tmp_path / "other"
+    for kind in ("images", "masks"):
+        for split, number in (("train", 3), ("val", 1)):
+            (other / split / kind).mkdir(parents=True)
+            shutil.copy(disks_dataset / split / kind / f"{number}.png", other / split / kind)
+    (other / "dataset.yaml").write_text("name: other\nlicence: CC0\nfully_annotated: false\n")
+    both = {"root": [str(disks_dataset), str(other)], "sampling": "balanced"}
+    out = run(recipe(disks_dataset, tmp_path / "run", data=both, validate={"times": 2, "monitor": "mean"}))
+    rows = {name: read_metrics(out / "metrics.jsonl", f"val/{name}") for name in ("disks", "other")}
+    mean = read_metrics(out / "metrics.jsonl", "val")
+    assert [row["step"] for row in mean] == [3, 6]
+    for k in range(2):  # every data set counts the same, whatever its number of images
+        assert mean[k]["loss"] == pytest.approx((rows["disks"][k]["loss"] + rows["other"][k]["loss"]) / 2)
+    assert "mean on the val split of each data set" in (out / "report.html").read_text()
+    meta = json.loads((out / "model" / "config.json").read_text())
+    described = {
+        d["name"]: (d["train_images"], d["licence"], d["fully_annotated"]) for d in meta["training"]["datasets"]
+    }
+    assert described == {"disks": (6, "unknown", True), "other": (1, "CC0", False)}
+    assert meta["validation"]["mean_is"] == "mean over data sets"
 
 
 def test_batch_that_cannot_be_shared_is_refused(disks_dataset, tmp_path):
