@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(?:\d+\.)?(\d+)\.")
 
@@ -95,4 +95,15 @@ def clip_gradients(module: nn.Module, max_norm: float) -> float:
     if not parameters:
         return 0.0
     limit = max_norm if max_norm > 0 else float("inf")
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if is_shared(norm) else norm)  # type: ignore[attr-defined]
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether the tensor is shared out over the ranks (a DTensor); asked without importing what that needs."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local_parameters(module: nn.Module) -> list[Tensor]:
+    """This rank's share of every parameter; the parameters themselves where nothing is shared out."""
+    return [p.to_local() if is_shared(p) else p for p in module.parameters()]  # type: ignore[attr-defined]

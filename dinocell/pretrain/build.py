@@ -27,6 +27,7 @@ _FREE_KEYS = (
     "keep_checkpoints",
     "max_bad_steps",
     "compile",
+    "parallel",
     "activation_checkpointing",
     "weights",
     "model",

@@ -13,6 +13,7 @@ from dinocell.schedules import LearningRateRule
 
 Centering = Literal["sinkhorn", "softmax"]
 MonitorName = Literal["auto", "none", "probe_patch", "knn_patch", "knn_source", "rankme_patch", "rankme_cls"]
+Parallel = Literal["ddp", "fsdp2"]
 PatchResize = Literal["pinv", "bicubic", "bicubic_scaled"]
 
 
@@ -242,6 +243,9 @@ class PretrainConfig:
     monitor: MonitorConfig = field(factory=MonitorConfig, doc="tests of the teacher's features")
     device: str = field("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = field("auto", "bfloat16 where the hardware has it, or as named")
+    parallel: Parallel = field(
+        "ddp", "several ranks: ddp keeps the model whole on each, fsdp2 shares it out (ViT-L and larger)"
+    )
     compile: bool = field(False, "compile each transformer block (minutes at the start, faster steps on GPUs)")
     activation_checkpointing: bool = field(False, "recompute blocks in the backward pass: less memory, a third slower")
     log_every: int = field(10, "a line in the console and metrics.jsonl", "steps")

@@ -38,6 +38,14 @@ from dinocell.pretrain.monitors import FeatureMonitor
 from dinocell.pretrain.probes import BestTeacher, Probes, announce
 from dinocell.pretrain.report import report_images, save_before, write_report
 from dinocell.pretrain.schedule import step_values
+from dinocell.pretrain.sharding import (
+    load_whole_optimizer_state,
+    shard,
+    synchronise_gradients,
+    whole_backbone,
+    whole_optimizer_state,
+    whole_state,
+)
 from dinocell.pretrain.student_teacher import StudentTeacher
 from dinocell.schedules import scaled_learning_rate
 
@@ -59,9 +67,11 @@ def run(config: PretrainConfig) -> Path:
         CheckpointError: a checkpoint cannot be written or does not fit.
     """
     trainer = Trainer(config)
-    if trainer.train() and distributed.is_main():
-        path = write_report(trainer.folder, trainer.config, _backbone(trainer.model.teacher), trainer.dtype)
-        log.info(f"done: {trainer.step} steps; report in {path}")
+    if trainer.train():
+        teacher = whole_backbone(_backbone(trainer.model.teacher))
+        if distributed.is_main():
+            path = write_report(trainer.folder, trainer.config, teacher, trainer.dtype)
+            log.info(f"done: {trainer.step} steps; report in {path}")
     trainer.logger.close()
     distributed.barrier()
     return trainer.folder
@@ -108,8 +118,11 @@ class Trainer:
             resume_step=self.step,
         )
         self.engine: nn.Module = self.model
-        self._set_backbone_trainable(self.step >= config.optim.freeze_backbone_steps)
         self._introduce(dtype_reason)
+        self.sharded = config.parallel == "fsdp2" and self.world.world_size > 1
+        if self.sharded:
+            self._shard()
+        self._set_backbone_trainable(self.step >= config.optim.freeze_backbone_steps)
 
     def train(self) -> bool:
         """Run to the last step; False when a signal asked to stop before it (a checkpoint is written then)."""
@@ -162,6 +175,9 @@ class Trainer:
             )
             self.monitor.observe(output.teacher_cls)
         metrics = _mean(terms)
+        if self.sharded and self.step < optim.freeze_backbone_steps:
+            for parameter in self.model.student["backbone"].parameters():
+                parameter.grad = None
         metrics |= {f"grad_{name}": clip_gradients(part, optim.clip) for name, part in self.model.student.items()}
         good = all(math.isfinite(value) for value in metrics.values())
         if good:
@@ -190,16 +206,15 @@ class Trainer:
         """Test the teacher's features; keep the teacher if they are the best so far. Alike on every rank."""
         if not self.config.monitor.every or not (self.probes.names or self.best.name):
             return
-        values = self.probes.measure(_backbone(self.model.teacher), self.dtype)
+        values = self.probes.measure(whole_backbone(_backbone(self.model.teacher)), self.dtype)
         watched = values | ({} if self.last_ranks is None else self.last_ranks)
         if values:
             self.logger.log(self.step, values, split="probe")
             shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
             log.info(f"step {self.step}: {shown}")
         if self.best.name in watched and self.best.observe(self.step, watched):
-            self.manager.save_best(
-                self.step, {"teacher": self.model.teacher.state_dict(), "config": to_dict(self.config)}
-            )
+            state = {"teacher": whole_state(self.model.teacher), "config": to_dict(self.config)}
+            self.manager.save_best(self.step, state)
 
     def _batches(self) -> Iterator[Batch]:
         sampler = MicroBatches(
@@ -231,11 +246,25 @@ class Trainer:
 
     def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients only in the last micro-batch of a step."""
+        if self.sharded:
+            synchronise_gradients(self.model, not wanted)
         engine = self.engine
         return engine.no_sync() if wanted and isinstance(engine, DistributedDataParallel) else nullcontext()
 
+    def _shard(self) -> None:
+        """Share the loaded model and its optimizer's state out over the ranks."""
+        state = self.optimizer.state_dict()
+        shard(self.model, self.dtype)
+        self.optimizer = make_optimizer(self.model, self.config)
+        load_whole_optimizer_state(self.optimizer, state)
+
     def _set_backbone_trainable(self, trainable: bool) -> None:
-        """Freeze or free the student's backbone; DDP looks at what needs gradients only when it is made."""
+        """Freeze or free the student's backbone; DDP looks at what needs gradients only when it is made.
+
+        FSDP2 looks once, at its first step: there a frozen backbone's gradients are thrown away instead.
+        """
+        if self.sharded:
+            return
         self.model.student["backbone"].requires_grad_(trainable)
         if self.world.world_size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
@@ -276,10 +305,10 @@ class Trainer:
         for other in distributed.gather_objects(self.unreadable):
             self.unreadable |= other
         state = {
-            "teacher": self.model.teacher.state_dict(),
-            "student": self.model.student.state_dict(),
+            "teacher": whole_state(self.model.teacher),
+            "student": whole_state(self.model.student),
             "centers": self.model.centers.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_optimizer_state(self.optimizer),
             "config": to_dict(self.config),
             "samples": self.samples,
             "step_images": self.step_images,

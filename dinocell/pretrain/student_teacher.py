@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinocell.models import VisionTransformer
+from dinocell.optim import local_parameters
 from dinocell.pretrain.config import HeadConfig, PretrainConfig
 from dinocell.pretrain.data import Batch
 from dinocell.pretrain.heads import DINOHead
@@ -151,7 +152,7 @@ class StudentTeacher(nn.Module):
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """teacher <- momentum x teacher + (1 - momentum) x student, every parameter in a few kernels."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+        torch._foreach_lerp_(local_parameters(self.teacher), local_parameters(self.student), 1 - momentum)
 
     def update_centers(self, keep: bool = True) -> None:
         """Take this step's teacher scores into the softmax centres, or forget them when the step is skipped."""
