@@ -155,9 +155,6 @@ def test_fsdp2_trains_as_ddp_does(runs: Path) -> None:
 def test_mixed_precision_rounds_what_it_rounds_without_fsdp2(runs: Path) -> None:
     """Gathered in bfloat16 are only the weights that autocast casts anyway: no more than the last digits differ."""
     compare(runs / "ddp_bf16", runs / "fsdp2_bf16", rel=1e-3)
-    assert read_metrics(runs / "ddp_bf16" / "metrics.jsonl", "train") != read_metrics(
-        runs / "fsdp2_alone" / "metrics.jsonl", "train"
-    )
     assert all(value.dtype == torch.float32 for value in weights(runs / "fsdp2_bf16").values())
 
 
