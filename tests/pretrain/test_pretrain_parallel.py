@@ -43,7 +43,11 @@ RECIPE: dict[str, Any] = {
     "tensorboard": False,
 }
 ALONE = {"loss": {"ibot_weight": 0.0, "koleo_weight": 0.0}, "model": {"drop_path": 0.0}}  # what one rank can repeat
-HARD = {"optim": {"accumulate": 2, "freeze_backbone_steps": 2}, "loss": {"koleo_all_ranks": True}}
+HARD = {
+    "optim": {"accumulate": 2, "freeze_backbone_steps": 2},
+    "loss": {"koleo_all_ranks": True},
+    "monitor": {"every": 2, "best_by": "knn_source"},
+}
 RANK = """
 import sys, torch
 from dinocell import config
@@ -73,11 +77,12 @@ def one_thread() -> Iterator[None]:
 def runs(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A folder of runs: on two ranks by DDP and FSDP2, on one rank, and continued across the two."""
     folder = tmp_path_factory.mktemp("parallel")
-    (folder / "images").mkdir()
-    for index in range(5):
+    for index in range(8):
         noise = np.random.default_rng(index).normal(size=(60, 60))
         image = np.clip(128 + 200 * cv2.GaussianBlur(noise, (0, 0), 2), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / "images" / f"{index}.png"), image)
+        source = folder / "images" / f"source{index % 2}"
+        source.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(source / f"{index}.png"), image)
     run(recipe(folder, "one", ALONE, {"optim": {"batch_size": 4}}))
     two = {
         "ddp": (HARD,),
@@ -165,6 +170,14 @@ def test_a_checkpoint_loads_at_another_number_of_ranks(runs: Path, continued: st
     one, other = weights(runs / "one"), weights(runs / continued)
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_its_teacher_is_probed_and_kept_as_any_other(runs: Path) -> None:
+    probes = [read_metrics(runs / name / "metrics.jsonl", "probe") for name in ("ddp", "fsdp2")]
+    assert probes[0] == probes[1] != []
+    one, two = (load_file(runs / name / "checkpoints" / "best.pt")["teacher"] for name in ("ddp", "fsdp2"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_run_by_fsdp2_exports_as_any_other(runs: Path) -> None:
