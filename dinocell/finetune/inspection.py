@@ -15,7 +15,7 @@ from dinocell import log
 from dinocell.data.io import read_image, to_gray
 from dinocell.data.labelled import SPLITS, DatasetInfo, LabelledItem, open_dataset
 from dinocell.errors import ConfigError, DataError
-from dinocell.finetune.checks import ImageFacts, inspect_store, problems
+from dinocell.finetune.checks import ImageFacts, inspect_store, problems, summary
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import CropDataset, ImageStore, Sample
 from dinocell.finetune.sampler import SampleOrder, sample_rng
@@ -75,6 +75,8 @@ def inspect_datasets(config: FinetuneConfig, out: Path) -> Path:
     if not any(part.facts for part in parts):
         reason = next((r for part in parts for r in part.store.bad.values()), "no image was found")
         raise DataError(f"none of the images can be used; the first reason: {reason}")
+    for line in summary([f for part in parts for f in part.facts]):
+        log.info(line)
     found = [sentence for part in parts for sentence in part_problems(part, config)]
     for sentence in found:
         log.warning(sentence)

@@ -20,6 +20,7 @@ def test_page_of_good_data(disks_dataset, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         main(["inspect", str(disks_dataset), "--out", str(page), *(f"{k}={v}" for k, v in SMALL.items())])
     assert left.value.code == 0
+    assert "disks: 6 images looked at, 64 × 64 px, 4 to 4 cells an image" in capsys.readouterr().out
     text = page.read_text()
     assert "Nothing, in the 6 images looked at" in text
     assert "6 · 2 · 0" in text and "4 – 4 – 4" in text  # images of each split, cells an image
