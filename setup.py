@@ -57,7 +57,7 @@ setup(
     ],
     extras_require={
         "xformers": ["xformers>=0.0.29"],
-        "formats": ["bioio", "bioio-czi", "bioio-nd2", "bioio-lif", "bioio-ome-zarr"],
+        "formats": ["bioio", "bioio-czi", "bioio-nd2", "liffile", "bioio-ome-zarr"],
         "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2"],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
