@@ -22,12 +22,13 @@ from dinocell.curation.manifest import Row
 from dinocell.curation.pictures import reduce
 from dinocell.curation.sources import Source
 from dinocell.data.files import atomic_write_bytes
+from dinocell.data.gray import TRANSMITTED
 from dinocell.data.image import ImageFile
 from dinocell.data.io import planes, read_series
 from dinocell.data.preprocess import histogram, limits, scale_to_uint8
 from dinocell.errors import DataError
 
-VERSION = 2
+VERSION = 3
 """Raised when the same file and config give other crops than before; older records are then made anew."""
 STATE = ".curation"
 CROPS = "crops"
@@ -93,6 +94,7 @@ def _extract_image(image: ImageFile, row: Row, source: Source, config: CurateCon
     )
     prefix = f"{image.series}_" if image.series else ""
     for name, plane in planes(image, z=config.z, colour=config.colour, combined=config.combined):
+        row = replace(row, modality=config.modality or modality_of(name, image.channel_names))
         yield from _extract_plane(plane, prefix + name, row, source, config)
 
 
@@ -122,7 +124,7 @@ def _extract_plane(plane: Plane, name: str, row: Row, source: Source, config: Cu
             channel=name,
             low=low,
             high=high,
-            modality=config.modality or _modality(small),
+            modality=row.modality or _by_brightness(small),
             y=y,
             x=x,
             height=crop.shape[0],
@@ -145,7 +147,22 @@ def _reject(row: Row, rejection: Rejection, small: Gray) -> Found:
     return Found(row=row, picture=pictures.code(small))
 
 
-def _modality(small: Gray) -> str:
+def modality_of(plane: str, channel_names: tuple[str, ...]) -> str:
+    """What a plane's name tells: a channel called phase, BF, DIC and the like, luma of a bright picture, combined dyes.
+
+    Empty where it tells nothing; then `_by_brightness` guesses.
+    """
+    if plane.endswith("luma"):
+        return "transmitted"
+    if plane.endswith("combined"):
+        return "fluorescence"
+    number = plane.rpartition("_")[2].removeprefix("c")
+    if number.isdigit() and int(number) < len(channel_names) and TRANSMITTED.search(channel_names[int(number)]):
+        return "transmitted"
+    return ""
+
+
+def _by_brightness(small: Gray) -> str:
     """A guess, no more: mostly dark is taken for fluorescence, the rest for transmitted light."""
     return "fluorescence" if 2 * np.count_nonzero(small < DARK) > small.size else "transmitted"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -19,6 +20,8 @@ ColourRule = Literal["auto", "luma", "channels"]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601 weights of R, G, B."""
+TRANSMITTED = re.compile(r"phase|\bbf\b|bright|trans|\bdic\b", re.IGNORECASE)
+"""Names that microscopes give to channels of transmitted light."""
 DARK_BACKGROUND = 0.4
 """A colour picture whose median brightness is below this fraction of its range shows fluorophores, not a stain."""
 EQUAL_TOLERANCE = 2 / 255

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from dinocell.curation import CurateConfig, best_crop, merge, parse, run, shards
+from dinocell.curation import CurateConfig, FilterConfig, best_crop, merge, parse, run, shards
 from dinocell.curation.manifest import COLUMNS, read_rows
 from dinocell.errors import ConfigError, DataError
 
@@ -250,6 +250,47 @@ def test_axes_can_be_given(tmp_path: Path) -> None:
     kept, _ = curate(tmp_path / "a.npy", tmp_path / "out", axes="CYX")
     assert [row["channel"] for row in kept] == ["c0", "c1", "c2", "c3", "c4", "combined"]
     assert {(row["axes"], row["axes_source"]) for row in kept} == {("CYX", "given")}
+
+
+def test_modality_follows_the_stated_rules(tmp_path: Path) -> None:
+    dark, bright = cells(1).clip(0, 255), 255 - cells(2).clip(0, 255) / 4
+    for name, channels in (("named", {"Channel": {"Name": ["GFP", "Phase"]}}), ("plain", {})):
+        stack = np.stack([dark, cells(3)]).clip(0, 255).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", stack, metadata={"axes": "CYX", **channels}, ome=True)
+    cv2.imwrite(str(tmp_path / "dark.png"), to8(dark))
+    cv2.imwrite(str(tmp_path / "bright.png"), to8(bright))
+    stained = np.stack([bright, bright - 15, bright - 40], -1)
+    cv2.imwrite(str(tmp_path / "stain.png"), to8(stained))
+    kept, _ = curate(tmp_path, tmp_path / "out", filters=FilterConfig(duplicates=False))
+    found = {f"{Path(row['source']).name.split('.')[0]} {row['channel']}": row["modality"] for row in kept}
+    assert found == {
+        "named c0": "fluorescence",
+        "named c1": "transmitted",
+        "named combined": "fluorescence",
+        "dark gray": "fluorescence",
+        "bright gray": "transmitted",
+        "stain luma": "transmitted",
+    } | {key: "fluorescence" for key in found if key.startswith("plain")}
+    given, _ = curate(tmp_path / "dark.png", tmp_path / "given", modality="phase")
+    assert [row["modality"] for row in given] == ["phase"]
+
+
+def test_what_came_before_a_broken_part_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "src" / "two.ome.tif"
+    path.parent.mkdir()
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(to8(cells(1)), compression="zlib")
+        writer.write(to8(cells(2)), compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[1].dataoffsets[0]  # type: ignore[union-attr]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 200] = bytes(200)
+    path.write_bytes(bytes(data))
+    kept, rejected = curate(path.parent, tmp_path / "out")
+    assert [row["channel"] for row in kept] == ["s0_gray"]
+    assert [row["reason"] for row in rejected] == ["unreadable"]
+    written = {file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out" / "crops").rglob("*.png")}
+    assert written == {row["crop"] for row in kept}
 
 
 def test_command_line() -> None:

@@ -16,6 +16,7 @@ from skimage.segmentation import expand_labels
 
 from dinocell.data.formats.coco import draw
 from dinocell.data.formats.common import Found, Labels, merge_masks
+from dinocell.data.gray import TRANSMITTED
 from dinocell.data.io import planes, read_image, read_labels, read_series
 from dinocell.errors import DataError
 
@@ -23,7 +24,6 @@ GAP = 2
 """Gaps in an outline up to twice this (px) are closed."""
 CELL = 1
 """TYC's category of cells; 0 is a trap."""
-PHASE = re.compile("phase|^bf|bright|trans|dic", re.IGNORECASE)
 
 
 def outlined(mask: Path) -> tuple[Labels, list[str]]:
@@ -122,7 +122,7 @@ def _phase_planes(image: Path) -> list[npt.NDArray[Any]]:
     found = []
     for series in read_series(image):
         names = series.channel_names
-        channel = next((number for number, name in enumerate(names) if PHASE.search(name)), 0)
+        channel = next((number for number, name in enumerate(names) if TRANSMITTED.search(name)), 0)
         wanted = re.compile(rf"(^|_)(gray|c{channel})$")
         found += [np.array(plane) for name, plane in planes(series, combined=False) if wanted.search(name)]
     return found
