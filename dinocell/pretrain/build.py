@@ -105,6 +105,7 @@ def load_state(model: StudentTeacher, optimizer: torch.optim.Optimizer, state: d
         model.student.load_state_dict(state["student"])
         model.teacher.load_state_dict(state["teacher"])
         model.centers.load_state_dict(state["centers"])
+        model.anchor.load_state_dict(state.get("anchor", {}))
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -123,11 +123,12 @@ class LossConfig:
     koleo_all_ranks: bool = field(
         False, "KoLeo looks for neighbours on all ranks: better when the batch per GPU is small"
     )
+    gram_weight: float = field(0.0, "weight of Gram anchoring: patch similarities stay near the initial backbone's")
     student_temperature: float = field(0.1, "temperature of the student's softmax")
     centering: Centering = field("sinkhorn", "how teacher scores become targets")
 
     def __post_init__(self) -> None:
-        for name in ("dino_weight", "ibot_weight", "koleo_weight"):
+        for name in ("dino_weight", "ibot_weight", "koleo_weight", "gram_weight"):
             value = getattr(self, name)
             _require(value >= 0, f"loss.{name}: must be 0 or more, is {value}")
         _require(self.student_temperature > 0, f"loss.student_temperature: must be > 0, is {self.student_temperature}")

@@ -34,7 +34,8 @@ def image_flops(config: PretrainConfig, backbone: VisionTransformer) -> float:
     ):
         layers = model.embed_dim * head.hidden + head.hidden**2 + head.bottleneck * (head.hidden + head.prototypes)
         heads += 2.0 * layers * (3 * student_tokens + teacher_tokens) * (weight > 0)
-    return student + 2 * large + heads
+    unmasked = 2 * (1 - config.mask.probability) * (config.loss.gram_weight > 0)  # crops that the anchor sees too
+    return student + (2 + unmasked) * large + heads
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:

@@ -25,7 +25,7 @@ from dinocell.report import Report, pca_panel
 
 _PICTURES = 4
 _BEFORE = "features_before.npz"
-_LOSSES = ("loss", "dino_local", "dino_global", "ibot", "koleo")
+_LOSSES = ("loss", "dino_local", "dino_global", "ibot", "koleo", "gram")
 
 Tokens = npt.NDArray[np.float32]
 

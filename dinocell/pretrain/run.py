@@ -49,7 +49,7 @@ from dinocell.pretrain.sharding import (
 from dinocell.pretrain.student_teacher import StudentTeacher
 from dinocell.schedules import scaled_learning_rate
 
-_SHOWN = ("loss", "dino_local", "dino_global", "ibot", "koleo", "lr")
+_SHOWN = ("loss", "dino_local", "dino_global", "ibot", "koleo", "gram", "lr")
 
 
 def run(config: PretrainConfig) -> Path:
@@ -308,6 +308,7 @@ class Trainer:
             "teacher": whole_state(self.model.teacher),
             "student": whole_state(self.model.student),
             "centers": self.model.centers.state_dict(),
+            "anchor": self.model.anchor.state_dict(),
             "optimizer": whole_optimizer_state(self.optimizer),
             "config": to_dict(self.config),
             "samples": self.samples,

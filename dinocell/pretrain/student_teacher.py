@@ -17,6 +17,7 @@ from dinocell.pretrain.losses import (
     SoftmaxCenter,
     dino_global_loss,
     dino_local_loss,
+    gram_loss,
     ibot_loss,
     koleo_loss,
     sinkhorn_knopp,
@@ -29,7 +30,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 class Output(NamedTuple):
     """Result of one micro-batch. The loss terms are weighted: `loss`, what is optimised, is exactly their sum."""
 
-    losses: dict[str, Tensor]  # scalars: loss, and of dino_local, dino_global, ibot, koleo those in use
+    losses: dict[str, Tensor]  # scalars: loss, and of dino_local, dino_global, ibot, koleo, gram those in use
     teacher_entropy: Tensor  # scalar, mean entropy of the DINO targets (of the iBOT targets without DINO), nats
     teacher_cls: Tensor  # [2 B, D], no gradient
     teacher_patches: Tensor  # [2 B, N, D], no gradient
@@ -71,6 +72,10 @@ class StudentTeacher(nn.Module):
             parts["ibot_head"] = _head(backbone.embed_dim, config.ibot_head)
         self.student = nn.ModuleDict(parts)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        # the backbone as it was at the start, for Gram anchoring; empty without it
+        self.anchor = nn.ModuleDict()
+        if config.loss.gram_weight > 0:
+            self.anchor["backbone"] = copy.deepcopy(self.teacher["backbone"])
         self.centers = nn.ModuleDict()
         if config.loss.centering == "softmax":
             self.centers["dino_head"] = SoftmaxCenter(config.dino_head.prototypes)
@@ -78,9 +83,10 @@ class StudentTeacher(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> StudentTeacher:
-        """Set the student's mode; the teacher stays in eval mode."""
+        """Set the student's mode; teacher and anchor stay in eval mode."""
         super().train(mode)
         self.teacher.eval()
+        self.anchor.eval()
         return self
 
     def forward(self, batch: Batch, temperature: float) -> Output:
@@ -113,6 +119,12 @@ class StudentTeacher(nn.Module):
             # never between the two crops of one image: they are meant to be alike
             terms = [koleo_loss(half, self.config.loss.koleo_all_ranks) for half in cls.chunk(2)]
             losses["koleo"] = self.config.loss.koleo_weight * (terms[0] + terms[1])
+        if self.config.loss.gram_weight > 0:
+            whole = ~batch.masks.any(dim=1)  # [2 B]
+            with torch.no_grad():
+                anchor = self.anchor["backbone"](global_crops[whole])["x_norm_patchtokens"]
+            term = gram_loss(features[0]["x_norm_patchtokens"][whole], anchor)
+            losses["gram"] = self.config.loss.gram_weight * term
         losses["loss"] = torch.stack(list(losses.values())).sum()
         return Output(losses, _entropy(targets), targets.cls_tokens, targets.patch_tokens)
 

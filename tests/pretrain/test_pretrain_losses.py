@@ -14,6 +14,7 @@ from dinocell.pretrain.losses import (
     SoftmaxCenter,
     dino_global_loss,
     dino_local_loss,
+    gram_loss,
     ibot_loss,
     koleo_loss,
     sinkhorn_knopp,
@@ -154,3 +155,17 @@ def test_koleo_over_two_processes_is_that_of_one(
     one, two = one_and_two
     torch.testing.assert_close(torch.stack([part["koleo"] for part in two]).mean(), one["koleo"])
     torch.testing.assert_close(torch.cat([part["koleo_grad"] for part in two]) / 2, one["koleo_grad"])
+
+
+def test_gram_anchoring_asks_for_the_same_similarities_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    anchor = torch.randn(2, 9, 6)
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6))
+    assert gram_loss(3 * anchor @ rotation, anchor) < 1e-12  # turned and scaled features have the same angles
+    student = torch.eye(2).repeat(1, 2, 1)  # similarities 1 0 1 0, 0 1 0 1, …
+    assert gram_loss(student, torch.ones(1, 4, 5)).item() == pytest.approx(0.5)  # half of the pairs differ by 1
+    assert gram_loss(torch.empty(0, 4, 2), torch.empty(0, 4, 2)) == 0
+    moving = torch.randn(2, 9, 6, requires_grad=True)
+    gram_loss(moving, anchor).backward()
+    step = moving.detach() - 0.5 * moving.grad
+    assert gram_loss(step, anchor) < gram_loss(moving.detach(), anchor)

@@ -224,6 +224,28 @@ def test_variants_train(images: Path, tmp_path: Path, changes: dict[str, Any]) -
     assert any(moved), "the student has learnt, the teacher lags behind"
 
 
+def test_the_gram_anchor_is_the_start_and_survives_a_crash(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"loss__gram_weight": 2.0, "mask__probability": 0.25, "model__drop_path": 0.0}
+    run(make(images, tmp_path / "whole", **changes))
+    rows = lines(tmp_path / "whole")
+    assert rows[0]["gram"] < 1e-9 < rows[-1]["gram"]  # the student is the anchor at first and then leaves it
+    original = Trainer.train_step
+
+    def crash(self: Trainer, *args: Any) -> dict[str, float]:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(make(images, tmp_path / "cut", **changes))
+    monkeypatch.undo()
+    run(make(images, tmp_path / "cut", **changes))
+    assert lines(tmp_path / "cut") == rows
+
+
 def test_recomputing_activations_changes_nothing(straight: Path, images: Path, tmp_path: Path) -> None:
     """Drop path's random subsets are drawn again alike."""
     run(make(images, tmp_path, activation_checkpointing=True))

@@ -1,7 +1,8 @@
-"""The three losses of DINOv2 pretraining (DINO, iBOT, KoLeo) and the centring of the teacher's targets."""
+"""The losses of DINOv2 pretraining (DINO, iBOT, KoLeo), Gram anchoring, and the centring of the targets."""
 
 from dinocell.pretrain.losses.centering import SoftmaxCenter, sinkhorn_knopp
 from dinocell.pretrain.losses.dino import cross_entropy, dino_global_loss, dino_local_loss
+from dinocell.pretrain.losses.gram import gram_loss
 from dinocell.pretrain.losses.ibot import ibot_loss
 from dinocell.pretrain.losses.koleo import koleo_loss
 
@@ -10,6 +11,7 @@ __all__ = [
     "cross_entropy",
     "dino_global_loss",
     "dino_local_loss",
+    "gram_loss",
     "ibot_loss",
     "koleo_loss",
     "sinkhorn_knopp",
