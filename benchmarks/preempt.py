@@ -152,7 +152,7 @@ def kill(run: Run) -> dict[str, Any]:
         "moment": moment,
         "reached": reached,
         "saved": saved,
-        "lost": max(reached - saved, 0),
+        "lost": max(reached - saved, 0) if reached != before else 0,  # before the first step nothing new is there
         "damaged": len(damaged),
         "unfinished": len(run.checkpoints()) - len(whole) - len(damaged),
         "saved_itself": stopped,
@@ -214,6 +214,7 @@ def summary(kills: list[dict[str, Any]], difference: dict[str, Any], ranks: int)
         "interrupted_writes": sum(k["unfinished"] for k in kills),
         **difference,
     }
+    # In its start-up a run has no handler yet: a signal ends it there, with nothing to lose.
     figures["holds"] = (
         not figures["damaged_checkpoints"]
         and not difference["tensors_that_differ"]
