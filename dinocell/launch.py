@@ -84,9 +84,13 @@ class StageJob:
     def _watch_term(self, place: JobPlace) -> None:
         """submitit drops SIGTERM. A training run notes it and saves; the others, whose results are files, leave."""
         if self.stage not in stages.ARRAY_STAGES:
-            from dinocell import checkpoint
+            early: list[int] = []
+            signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
+            from dinocell import checkpoint  # imports torch, which takes seconds
 
             checkpoint.note_early_term()
+            if early:
+                signal.raise_signal(signal.SIGTERM)
             return
         requeue: Any = signal.getsignal(signal.SIGUSR2)
 

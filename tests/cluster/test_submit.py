@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dinocell import launch
+from dinocell.cluster import stages
 from dinocell.cluster.array import Array
-from dinocell.cluster.profile import Profile, failure_lines
+from dinocell.cluster.profile import Profile, failure_lines, submitit_parameters, take_profile
 from dinocell.cluster.records import read_end, write_end
 from dinocell.errors import ConfigError, DataError
 
@@ -136,3 +138,35 @@ def test_an_interpreter_of_another_environment_is_called_by_name() -> None:
         Profile(container="singularity run x.sif", python="python3").python_command() == "singularity run x.sif python3"
     )
     assert Profile(setup=("source x",)).python_command().endswith("python")
+
+
+def guide_commands(repository: Path) -> list[list[str]]:
+    text = (repository / "docs/cluster.md").read_text() + (repository / "slurm/README.md").read_text()
+    lines = text.replace("\\\n", " ").splitlines()
+    return [
+        shlex.split(line)[2:] for line in lines if line.startswith("python slurm/submit.py ") and "--help" not in line
+    ]
+
+
+def test_every_command_of_the_guides_would_be_submitted(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("dinocell.inference.image_files", lambda inputs: list(inputs))
+    monkeypatch.setattr("dinocell.inference.api.find_model", lambda model: model)
+    commands = guide_commands(repository)
+    assert {command[0] for command in commands} == set(stages.STAGES)
+    for command in commands:
+        assert launch.main([*command, "--dry-run"]) == 0
+        assert "srun" in capsys.readouterr().out
+
+
+def test_the_profile_of_the_guide_and_the_shipped_ones_load(repository: Path, tmp_path: Path) -> None:
+    guide = (repository / "docs/cluster.md").read_text()
+    (tmp_path / "guide.yaml").write_text(guide.split("```yaml\n")[1].split("```")[0])
+    shipped = sorted((repository / "slurm/profiles").glob("*.yaml"))
+    assert shipped
+    for path in (tmp_path / "guide.yaml", *shipped):
+        profile, rest = take_profile(["--profile", str(path)])
+        assert rest == []
+        assert submitit_parameters(profile)["time"] == profile.time_minutes
