@@ -156,7 +156,8 @@ def _scores(report: Report, validation: Validation, tuning: Tuning | None) -> No
     groups = validation.by_dataset()
     rows: list[list[object]] = [[name, *(values[s] for s in SCORES), values["loss"]] for name, values in groups.items()]
     mean = validation.metrics()
-    rows.append([validation.mean_name, *(mean[s] for s in SCORES), mean["loss"]])
+    if len(groups) > 1:
+        rows.append([validation.mean_name, *(mean[s] for s in SCORES), mean["loss"]])
     report.table(rows, ["data set", *SCORES, "loss"])
     if tuning is not None:
         _tuning(report, tuning)
@@ -165,9 +166,14 @@ def _scores(report: Report, validation: Validation, tuning: Tuning | None) -> No
 def _tuning(report: Report, tuning: Tuning) -> None:
     """The grid that was tried: for each pair of the first two settings, the best score over the others."""
     report.heading("Decoding")
+    unchecked = (
+        "The curve of scores above is without the flow check, which is chosen only here. "
+        if tuning.recipe.kind == "flows"
+        else ""
+    )
     report.text(
-        f"{tuning.sentence()}. The curve of scores above is without the flow check, which is chosen only here. "
-        "Scores on the val split are a little optimistic after such a choice; the test split has no part in it."
+        f"{tuning.sentence()}. {unchecked}Scores on the val split are a little optimistic after such a choice; the "
+        "test split has no part in it."
     )
     first, second = tuning.fields[0], tuning.fields[1] if len(tuning.fields) > 1 else ""
     table: dict[float, dict[float, float]] = {}
@@ -178,8 +184,8 @@ def _tuning(report: Report, tuning: Tuning) -> None:
     columns = sorted({column for row in table.values() for column in row})
     report.table(
         [[f"{value:g}", *(row.get(column, "") for column in columns)] for value, row in sorted(table.items())],
-        [first, *(f"{second} {column:g}" if second else tuning.metric for column in columns)],
-        f"Mean {tuning.metric}; the best over the other settings tried",
+        [first, *(f"{second} {column:g}" if second else tuning.metric_name for column in columns)],
+        f"On the val split: {tuning.metric_name}; each the best over the other settings tried",
     )
 
 

@@ -50,6 +50,11 @@ class Tuning:
     chosen: ObjectiveConfig
 
     @property
+    def metric_name(self) -> str:
+        """The metric in words."""
+        return "mean of MMA, SEG and DET" if self.metric == "mean" else self.metric
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the settings tried, in the order of the grid."""
         return tuned_fields(self.recipe)
@@ -65,8 +70,8 @@ class Tuning:
         before, after = self.scores[self.recipe], self.scores[self.chosen]
         images = "1 image" if self.images == 1 else f"{self.images} images"
         return (
-            f"Decoding chosen on the val split ({images}, {len(self.scores)} settings, {self.metric}): "
-            f"{', '.join(changes)}; {self.metric} {before:.3f} → {after:.3f}"
+            f"Decoding chosen on the val split ({images}, {len(self.scores)} settings): "
+            f"{', '.join(changes)}; {self.metric_name} {before:.3f} → {after:.3f}"
         )
 
     def as_json(self) -> dict[str, object]:
