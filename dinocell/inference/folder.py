@@ -117,6 +117,7 @@ def run(
     files = _files(inputs)
     if not isinstance(model, Segmenter):
         model = Segmenter(find_model(model), device=device, precision=precision, batch_size=batch_size)
+    options.decoding(model.objective)  # an impossible threshold is an error of the command, not of every image
     log.info(model.describe())
     started = time.monotonic()
     keep_since = shard.since if shard is not None else 0.0 if skip_existing else math.inf
