@@ -129,16 +129,21 @@ def test_the_teacher_exports_as_a_backbone(straight: Path, tmp_path: Path) -> No
         torch.testing.assert_close(value, teacher[f"backbone.{name}"], rtol=0, atol=0)
 
 
-def test_a_crash_changes_nothing(straight: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step past the last checkpoint is lost and repeated, here with another number of workers."""
+def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make runs end before this step as if killed."""
     original = Trainer.train_step
 
-    def crash(self: Trainer, *args: Any) -> dict[str, float]:
-        if self.step == 5:
+    def train_step(self: Trainer, *args: Any) -> dict[str, float]:
+        if self.step == step:
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(Trainer, "train_step", crash)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def test_a_crash_changes_nothing(straight: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step past the last checkpoint is lost and repeated, here with another number of workers."""
+    crash_at(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(make(images, tmp_path))
     assert len(lines(tmp_path)) == 5
@@ -231,14 +236,7 @@ def test_the_gram_anchor_is_the_start_and_survives_a_crash(
     run(make(images, tmp_path / "whole", **changes))
     rows = lines(tmp_path / "whole")
     assert rows[0]["gram"] < 1e-9 < rows[-1]["gram"]  # the student is the anchor at first and then leaves it
-    original = Trainer.train_step
-
-    def crash(self: Trainer, *args: Any) -> dict[str, float]:
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return original(self, *args)
-
-    monkeypatch.setattr(Trainer, "train_step", crash)
+    crash_at(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(make(images, tmp_path / "cut", **changes))
     monkeypatch.undo()
