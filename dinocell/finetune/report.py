@@ -17,10 +17,12 @@ from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import ImageStore
 from dinocell.finetune.tuning import Tuning
 from dinocell.finetune.validation import SCORES, ImageResult, Validation
+from dinocell.metrics import SemanticScores, pool_semantic
 from dinocell.report.html import Report
 from dinocell.report.overlays import error_map, overlay, panel
 
 DEAD_SPREAD = 1e-3
+FEWEST_FOR_HISTOGRAM = 5  # images; fewer are read off the panels
 
 
 def diagnose(train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], monitor: str) -> list[str]:
@@ -159,8 +161,28 @@ def _scores(report: Report, validation: Validation, tuning: Tuning | None) -> No
     if len(groups) > 1:
         rows.append([validation.mean_name, *(mean[s] for s in SCORES), mean["loss"]])
     report.table(rows, ["data set", *SCORES, "loss"])
+    classes = [result.classes for result in validation.results if result.classes is not None]
+    if classes:
+        _classes(report, classes)
     if tuning is not None:
         _tuning(report, tuning)
+
+
+def _classes(report: Report, images: Sequence[SemanticScores]) -> None:
+    """Scores of each class by pixel, pooled and as means over the images, and how Dice is spread over the images."""
+    report.heading("Classes by pixel")
+    names = ("IoU", "Dice", "precision", "recall", "accuracy")
+    binary = len(images[0].classes) == 2
+    rows: list[list[object]] = []
+    apart = [scores.per_class() for scores in images]
+    for value, pooled in pool_semantic(images).per_class().items():
+        title = ("background", "cell")[value] if binary else f"class {value}"
+        rows.append([title, "pooled", *(pooled[name] for name in names)])
+        rows.append([title, "mean over images", *(float(np.mean([a[value][name] for a in apart])) for name in names)])
+    report.table(rows, ["class", "", *names])
+    if len(images) >= FEWEST_FOR_HISTOGRAM:
+        dice = [float(np.mean([a[value]["Dice"] for value in a if value > 0])) for a in apart]
+        report.histogram({"images": dice}, "Dice of the images", "Dice, without background")
 
 
 def _tuning(report: Report, tuning: Tuning) -> None:

@@ -18,10 +18,11 @@ from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import ImageStore, PreparedImage, truth_weights
 from dinocell.inference import predict_maps
 from dinocell.inference.fitting import unfit_maps
-from dinocell.metrics import ImageScores, score_image
+from dinocell.metrics import ImageScores, SemanticScores, score_image, semantic_scores
 from dinocell.models import SegmentationModel
 from dinocell.objectives import Objective, ObjectiveConfig, build_objective
 from dinocell.objectives.flows import FlowsObjective
+from dinocell.objectives.semantic import SemanticObjective
 
 SCORES = ("MMA", "SEG", "DET", "AP50")
 """Shown in logs, tables and charts."""
@@ -34,7 +35,8 @@ ALL_SCORES = (*SCORES, "AP75", "PQ", "Dice", "mean")
 class ImageResult:
     """One validated image.
 
-    `prediction` holds labels only where a panel is wanted; `spread` is the standard deviation of each map.
+    `prediction` holds labels only where a panel is wanted; `spread` is the standard deviation of each map; `classes`
+    compares the class of every pixel where the objective is semantic.
     """
 
     index: int
@@ -44,6 +46,7 @@ class ImageResult:
     spread: tuple[float, ...]
     scores: ImageScores
     prediction: NDArray[np.int32] | None
+    classes: SemanticScores | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +197,14 @@ class Validator:
             spread=tuple(float(m.std()) for m in maps),
             scores=score_image(prepared.truth, labels),
             prediction=labels if index in self.panel_indices else None,
+            classes=self._classes(prepared.truth, maps),
         )
+
+    def _classes(self, truth: NDArray[np.int32], maps: NDArray[np.float32]) -> SemanticScores | None:
+        if not isinstance(self._objective, SemanticObjective):
+            return None
+        known = truth > 0 if self._objective.binary else truth
+        return semantic_scores(known, self._objective.classes(maps), self.decoding.classes)
 
     def _loss(self, prepared: PreparedImage, maps: NDArray[np.float32]) -> float:
         target = self._objective.targets(prepared.truth)

@@ -1,6 +1,8 @@
 """resize | pad | tile: what the network sees of an image, and maps that come back at the image's own size."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -88,6 +90,8 @@ def test_each_mode_learns_and_its_model_folder_segments_alike(disks_dataset, tmp
     out = run(semantic(fit, output_dir=str(tmp_path), data={"root": [str(disks_dataset)], "workers": 0}))
     meta = json.loads((out / "model" / "config.json").read_text())
     assert meta["fit"] == fit and meta["validation"]["mean"]["Dice"] > 0.8
+    page = (out / "report.html").read_text()
+    assert "Classes by pixel" in page and "background" in page and "Decoding" in page
     segmenter = Segmenter(out / "model", device="cpu", precision="float32")
     dice = []
     for number in range(2):
@@ -96,6 +100,27 @@ def test_each_mode_learns_and_its_model_folder_segments_alike(disks_dataset, tmp
         dice.append(2 * ((labels > 0) & (truth > 0)).sum() / ((labels > 0).sum() + (truth > 0).sum()))
     # Inference sees images as validation saw them: the same scores.
     assert np.mean(dice) == pytest.approx(meta["validation"]["mean"]["Dice"], abs=1e-6)
+
+
+def test_classes_are_learnt_and_reported_each(disks_dataset, tmp_path):
+    """Three classes: background, and cells left and right of the middle drawn with different gray values."""
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for path in sorted((disks_dataset / split / "masks").iterdir()):
+                labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+                classes = (labels > 0) * (1 + (np.arange(labels.shape[1]) >= labels.shape[1] // 2))
+                drawn = classes if kind == "masks" else np.array([120, 10, 230])[classes]
+                cv2.imwrite(str(tmp_path / split / kind / path.name), drawn.astype(np.uint8))
+    config = semantic("tile", output_dir=str(tmp_path / "run"), objective={"kind": "semantic", "classes": 3})
+    data = {"root": [str(tmp_path)], "workers": 0, "check_images": 0}
+    train = replace(config.train, steps=50)
+    config = replace(config, data=from_dict(type(config.data), data), train=train)
+    page = (run(config) / "report.html").read_text()
+    for name in ("class 0", "class 1", "class 2"):
+        assert name in page
+    pooled = re.findall(r"class [12]</td><td>pooled</td><td class=\"n\">[\d.]+</td><td class=\"n\">([\d.]+)", page)
+    assert len(pooled) == 2 and all(float(dice) > 0.7 for dice in pooled)
 
 
 def test_modes_that_change_the_scale_are_for_classes_only():
