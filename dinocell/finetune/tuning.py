@@ -142,14 +142,17 @@ def tune(
 def score_settings(
     maps: NDArray[np.float32], truth: NDArray[np.int32], settings: Sequence[ObjectiveConfig], metric: str
 ) -> list[float]:
-    """Score of one image's raw maps (K, H, W) decoded with each setting; each is decoded once for all `min_size`."""
-    decoded: dict[ObjectiveConfig, NDArray[np.int32]] = {}
+    """Score of one image's raw maps (K, H, W) decoded with each setting.
+
+    Neighbouring settings that differ in `min_size` only are decoded once; one label image is held at a time.
+    """
+    decoded: ObjectiveConfig | None = None
+    labels = np.zeros(truth.shape, np.int32)
     scores = []
     for setting in settings:
         every_size = dataclasses.replace(setting, min_size=0)
-        if every_size not in decoded:
-            decoded[every_size] = decode(build_objective(every_size), maps)
-        labels = decoded[every_size]
+        if every_size != decoded:
+            decoded, labels = every_size, decode(build_objective(every_size), maps)
         large = np.bincount(labels.ravel(), minlength=1)[1:] >= setting.min_size
         scores.append(image_score(score_image(truth, relabel(labels, large)), metric))
     return scores
