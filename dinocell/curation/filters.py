@@ -130,8 +130,8 @@ def _laplacian_variance(smooth: npt.NDArray[np.float32]) -> float:
     sums, squares = np.zeros(columns), np.zeros(columns)  # a sum a column lets the compiler use vector instructions
     for y in range(1, rows - 1):
         above, here, below = smooth[y - 1], smooth[y], smooth[y + 1]
-        for x in range(1, columns - 1):
-            value = np.float64(above[x] + below[x] + here[x - 1] + here[x + 1] - np.float32(4) * here[x])
+        for x in range(columns - 2):
+            value = np.float64(above[x + 1] + below[x + 1] + here[x] + here[x + 2] - np.float32(4) * here[x + 1])
             sums[x] += value
             squares[x] += value * value
     count = max((rows - 2) * (columns - 2), 1)
@@ -194,7 +194,7 @@ def _noise_sum(crop: Gray) -> np.int64:
         for x in range(columns):
             bend[x] = np.int32(np.int32(above[x]) - np.int32(2 * here[x]) + np.int32(below[x]))
         row = np.int32(0)
-        for x in range(1, columns - 1):
-            row = np.int32(row + np.int32(abs(np.int32(bend[x - 1] - bend[x] - bend[x] + bend[x + 1]))))
+        for x in range(columns - 2):
+            row = np.int32(row + np.int32(abs(np.int32(bend[x] - bend[x + 1] - bend[x + 1] + bend[x + 2]))))
         total += row
     return total

@@ -78,8 +78,8 @@ def _add_integer_row(image: Array, y: int, sign: int, sums: Array, squares: Arra
     here = image[y]
     last = columns - 1
     _add_integer(above[0], below[0], here[min(1, last)], here[min(1, last)], here[0], 0, sign, sums, squares)
-    for x in range(1, last):
-        _add_integer(above[x], below[x], here[x - 1], here[x + 1], here[x], x, sign, sums, squares)
+    for x in range(last - 1):
+        _add_integer(above[x + 1], below[x + 1], here[x], here[x + 2], here[x + 1], x + 1, sign, sums, squares)
     if last > 0:
         _add_integer(above[last], below[last], here[last - 1], here[last - 1], here[last], last, sign, sums, squares)
 
