@@ -134,7 +134,14 @@ class StageJob:
             # No signal may disturb what follows: submitit's handler dumps the next start, requeues, and exits.
             handler: Any = signal.getsignal(signal.SIGUSR2)
             _ignore_signals()
-            handler(signal.SIGUSR2, None)
+            try:
+                handler(signal.SIGUSR2, None)
+            except (OSError, subprocess.SubprocessError) as error:
+                reason = f"could not be requeued ({error}); the checkpoint is written, the same command continues"
+                log.info(reason)
+                records.write_end(place.folder, place.job, place.rank, EXIT_STOPPED, reason)
+                distributed.abandon()  # the other ranks have left
+                sys.exit(EXIT_STOPPED)
         return reason
 
     def _limit(self) -> str:

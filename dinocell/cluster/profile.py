@@ -130,7 +130,7 @@ def submitit_parameters(profile: Profile) -> dict[str, Any]:
         "mail_type": profile.mail_type if profile.mail_user else None,
         # a crashed rank must end the job, not leave the others waiting in a collective
         "srun_args": ["--kill-on-bad-exit=1"],
-        "additional_parameters": dict(profile.extra) or None,
+        "additional_parameters": {"requeue": True, **profile.extra},  # some clusters forbid it unless asked for
     }
     return {key: value for key, value in parameters.items() if value is not None}
 

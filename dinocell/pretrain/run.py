@@ -317,6 +317,7 @@ class Trainer:
             "unreadable": self.unreadable,
             "monitor": self.monitor.state_dict(),
             "best": self.best.state_dict(),
+            "last_ranks": self.last_ranks or {},
             "rng": rng_state(),
         }
         self.manager.save(self.step, state)
@@ -330,6 +331,7 @@ class Trainer:
         self.unreadable = dict(state["unreadable"])
         self.monitor.load_state_dict(state["monitor"])
         self.best.load_state_dict(state["best"])
+        self.last_ranks = state.get("last_ranks") or None
         set_rng_state(state["rng"])
         log.info(f"continuing {str(self.folder)!r} after step {step}")
         if state["step_images"] != self.step_images:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dinocell import distributed
+from dinocell.errors import ConfigError
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77"}
 
@@ -61,3 +62,23 @@ def test_one_process_needs_no_group() -> None:
     assert distributed.all_reduce_sum(torch.tensor(3.0)).item() == 3.0
     assert distributed.gather_objects("a") == ["a"]
     assert distributed.is_main()
+
+
+def test_the_patience_with_other_ranks_can_be_set() -> None:
+    assert distributed.timeout({}).total_seconds() == 600
+    assert distributed.timeout({"DINOCELL_TIMEOUT_MINUTES": "0.5"}).total_seconds() == 30
+    for wrong in ("soon", "0", "-1"):
+        with pytest.raises(ConfigError, match="DINOCELL_TIMEOUT_MINUTES"):
+            distributed.timeout({"DINOCELL_TIMEOUT_MINUTES": wrong})
+
+
+def test_a_node_that_is_no_host_name_is_looked_up_in_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho NodeName=$5 Arch=x86_64 NodeAddr=10.1.2.3 NodeHostName=host\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert distributed.node_address("localhost") == "localhost"
+    assert distributed.node_address("no-such-node.invalid") == "10.1.2.3"
+    scontrol.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(ConfigError, match="MASTER_ADDR"):
+        distributed.node_address("no-such-node.invalid")

@@ -1,4 +1,4 @@
-"""submitit's local executor, for machines without SLURM: the same job, the same requeue, the same result."""
+"""submitit's local executor, for machines without SLURM: the same jobs, the same requeue, the same results."""
 
 from __future__ import annotations
 

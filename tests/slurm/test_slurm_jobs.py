@@ -69,6 +69,8 @@ def crash():
         taken.append(1)
         if len(taken) > 3 and "{how}" == "kill -9":
             os.kill(os.getpid(), signal.SIGKILL)
+        if len(taken) > 3 and "{how}" == "hang":
+            time.sleep(3600)
         if len(taken) > 3:
             raise run.DataError("the disk of n2 is gone")
         return take(self, *arguments)
@@ -223,19 +225,22 @@ def test_past_its_requeues_it_ends_with_a_clear_line_and_a_good_checkpoint(runs:
     assert found is not None and found[0] >= 5
 
 
-@pytest.mark.parametrize("how", ["exception", "kill -9"])
+@pytest.mark.parametrize("how", ["exception", "kill -9", "hang"])
 def test_a_crashed_rank_ends_the_job_and_is_named(how: str, runs: Runs, slurm: Any, tmp_path: Path) -> None:
     # one rank meets an error that the other does not see: without help it would wait for it until the timeout
     (tmp_path / "sitecustomize.py").write_text(CRASH.format(how=how))
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    job = number(runs.submit("ssl", f"ssl_{how.split()[0]}", f"profile.setup=[export PYTHONPATH={path}]"))
+    setup = f"profile.setup=[export PYTHONPATH={path}, export DINOCELL_TIMEOUT_MINUTES=0.25]"
+    job = number(runs.submit("ssl", f"ssl_{how.split()[0]}", setup))
     assert runs.finish(job) == "FAILED", runs.logs()
     error = runs.log(job, "err")
     if how == "exception":
         named = [line for line in error.splitlines() if line.startswith("rank ")]
         assert re.match(r"rank 1 on n2 failed at [\d:]+: the disk of n2 is gone", named[0]), error
-    else:
+    elif how == "kill -9":
         assert re.search(r"n2: task 1: Killed", error), error
+    else:
+        assert re.search(r"^rank 0 on n1 failed at .*[Tt]imed out", error, re.MULTILINE), error
 
 
 def test_plain_srun_and_torchrun_in_an_allocation(slurm: Any, tmp_path: Path) -> None:
