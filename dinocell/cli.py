@@ -133,12 +133,8 @@ def segment(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by device.")] = None,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
-    diameter: Annotated[
-        float | None, typer.Option(help="Typical cell diameter, px; scales to the model's.")
-    ] = None,
-    pixel_size: Annotated[
-        float | None, typer.Option(help="Pixel size, µm; overrides the files'.")
-    ] = None,
+    diameter: Annotated[float | None, typer.Option(help="Typical cell diameter, px; scales to the model's.")] = None,
+    pixel_size: Annotated[float | None, typer.Option(help="Pixel size, µm; overrides the files'.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability above which a pixel is a cell's.")] = None,
     min_size: Annotated[int | None, typer.Option(help="Smallest cell kept, px.")] = None,
     flow_error: Annotated[float | None, typer.Option(help="Largest flow error of a cell; 0 = no check.")] = None,

@@ -72,6 +72,16 @@ def stored_features(run: Path) -> tuple[list[UInt8Array], list[Tokens]] | None:
         return list(stored["images"]), [tokens.astype(np.float32) for tokens in stored["tokens"]]
 
 
+def token_panel(run: Path, backbone: VisionTransformer, dtype: torch.dtype, name: str) -> npt.NDArray[np.uint8] | None:
+    """The run's pictures with their patch tokens before the first step and now, in colour; None if it keeps none."""
+    stored = stored_features(run)
+    if stored is None:
+        return None
+    images, first = stored
+    now = [patch_tokens(backbone, image, dtype) for image in images]
+    return pca_panel(images, {"before": first, name: now})
+
+
 def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer, dtype: torch.dtype) -> Path:
     """Write report.html from metrics.jsonl and the teacher's backbone; returns its path."""
     train, timing = read_metrics(run / "metrics.jsonl", "train"), read_metrics(run / "metrics.jsonl", "timing")
@@ -99,14 +109,10 @@ def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer,
         names = [name for name in probes[-1] if name not in ("step", "split")]
         report.line_chart(_series(probes, names), "Probes", "step", "balanced accuracy")
         report.text(verdict(probes))
-    stored = stored_features(run)
-    if stored is not None:
-        images, first = stored
-        after = [patch_tokens(backbone, image, dtype) for image in images]
+    panel = token_panel(run, backbone, dtype, "after")
+    if panel is not None:
         report.text("Patch tokens of the teacher, coloured by their first three principal components.")
-        report.image(
-            pca_panel(images, {"before": first, "after": after}), "Images, and their features before and after"
-        )
+        report.image(panel, "Images, and their features before and after")
     if train:
         report.heading("Schedules")
         report.line_chart(_series(train, ("lr",)), "Learning rate", "step", "learning rate")

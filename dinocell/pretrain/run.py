@@ -36,7 +36,7 @@ from dinocell.pretrain.data import Batch, CropDataset, MicroBatches, find_images
 from dinocell.pretrain.flops import image_flops, matmul_rate
 from dinocell.pretrain.monitors import FeatureMonitor
 from dinocell.pretrain.probes import BestTeacher, Probes, announce
-from dinocell.pretrain.report import report_images, save_before, write_report
+from dinocell.pretrain.report import report_images, save_before, token_panel, write_report
 from dinocell.pretrain.schedule import step_values
 from dinocell.pretrain.sharding import (
     load_whole_optimizer_state,
@@ -204,14 +204,17 @@ class Trainer:
 
     def _probe(self) -> None:
         """Test the teacher's features; keep the teacher if they are the best so far. Alike on every rank."""
-        if not self.config.monitor.every or not (self.probes.names or self.best.name):
+        if not self.config.monitor.every:
             return
-        values = self.probes.measure(whole_backbone(_backbone(self.model.teacher)), self.dtype)
+        backbone = whole_backbone(_backbone(self.model.teacher))
+        values = self.probes.measure(backbone, self.dtype)
+        shown = self.config.tensorboard and distributed.is_main()
+        if shown and (panel := token_panel(self.folder, backbone, self.dtype, f"step {self.step}")) is not None:
+            self.logger.image(self.step, "patch tokens", panel)
         watched = values | ({} if self.last_ranks is None else self.last_ranks)
         if values:
             self.logger.log(self.step, values, split="probe")
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-            log.info(f"step {self.step}: {shown}")
+            log.info(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if self.best.name in watched and self.best.observe(self.step, watched):
             state = {"teacher": whole_state(self.model.teacher), "config": to_dict(self.config)}
             self.manager.save_best(self.step, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,16 @@ def test_a_run_logs_probes_keeps_its_best_teacher_and_exports_it(sources: Path, 
     name = "patch_embed.proj.weight"
     assert torch.equal(backbone.state_dict()[name], kept["teacher"][f"backbone.{name}"])
     assert "balanced accuracy" in (folder / "report.html").read_text()
+
+
+def test_probes_and_patch_tokens_go_to_tensorboard(sources: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = dataclasses.replace(recipe(sources, tmp_path / "run", every=3), tensorboard=True)
+    events = EventAccumulator(str(run(config) / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("patch tokens")] == [0, 3, 6]
+    assert any(tag.endswith("probe_patch") for tag in events.Tags()["scalars"])
 
 
 def test_a_run_without_improvement_stops_and_stays_stopped(sources: Path, tmp_path: Path, capsys: Any) -> None:
