@@ -167,8 +167,10 @@ def evaluation_folder(out: str) -> Path:
 def _segment_plan(arguments: list[str]) -> Plan:
     from dinocell.inference import image_files
     from dinocell.inference.api import find_model
+    from dinocell.inference.outputs import check_formats
 
     parameters = segment_parameters(arguments)
+    check_formats(parameters["save"])
     find_model(parameters["model"])
     files = image_files(parameters["inputs"])
     log.info(f"{len(files)} images")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dinocell import distributed
+
 _MEMORY = 1024  # CLS tokens; RankMe can never exceed the number of rows
 _PATCHES = 1024
 
@@ -29,6 +31,30 @@ def rank_me(features: Tensor) -> float:
     return float(torch.special.entr(singular / singular.sum()).sum().exp())
 
 
+@torch.no_grad()
+def of_all_ranks(tokens: Tensor, limit: int) -> Tensor:
+    """Up to `limit` evenly spaced tokens of the batch that all ranks' batches make together; alike on every rank.
+
+    Args:
+        tokens: this rank's [2 B, N, D], the first crops of its B images before the second ones.
+
+    Returns:
+        float32 [n, D] in the order of one process with all images: a small sum over ranks, not a gathering of all.
+    """
+    world = distributed.world()
+    crops, count = 2, tokens.shape[1]
+    images = tokens.shape[0] // crops * world.world_size
+    total = crops * images * count
+    chosen = torch.arange(0, total, max(total // limit, 1), device=tokens.device)[:limit]
+    image, patch = chosen // count, chosen % count
+    crop, place = image // images, image % images
+    own = images // world.world_size
+    mine = place // own == world.rank
+    rows = torch.zeros(len(chosen), tokens.shape[2], device=tokens.device)
+    rows[mine] = tokens[(crop * own + place % own)[mine], patch[mine]].float()
+    return distributed.all_reduce_sum(rows)
+
+
 class FeatureMonitor:
     """Effective ranks of the teacher's features: of the last CLS tokens and of the current patch tokens."""
 
@@ -38,14 +64,14 @@ class FeatureMonitor:
 
     @torch.no_grad()
     def observe(self, cls_tokens: Tensor) -> None:
-        """Remember CLS tokens [n, D]; the oldest beyond the memory are forgotten."""
-        self._tokens = torch.cat([self._tokens, cls_tokens.float()])[-_MEMORY:]
+        """Remember the CLS tokens [2 B, D] of all ranks; the oldest beyond the memory are forgotten."""
+        rows = of_all_ranks(cls_tokens.unsqueeze(1), limit=_MEMORY)
+        self._tokens = torch.cat([self._tokens, rows])[-_MEMORY:]
 
     def values(self, patch_tokens: Tensor) -> dict[str, float]:
-        """`rankme_cls` over the remembered tokens, `rankme_patch` over up to 1,024 of `patch_tokens` [B, N, D]."""
-        patches = patch_tokens.flatten(0, 1)
-        stride = max(patches.shape[0] // _PATCHES, 1)
-        values = {"rankme_cls": rank_me(self._tokens), "rankme_patch": rank_me(patches[::stride][:_PATCHES])}
+        """`rankme_cls` over the remembered tokens, `rankme_patch` over up to 1,024 of all ranks' [2 B, N, D] tokens."""
+        patches = of_all_ranks(patch_tokens, limit=_PATCHES)
+        values = {"rankme_cls": rank_me(self._tokens), "rankme_patch": rank_me(patches)}
         if not self.start and len(self._tokens) >= min(_MEMORY, 64):
             self.start = dict(values)
         return values

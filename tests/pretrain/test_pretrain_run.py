@@ -297,7 +297,15 @@ def test_two_processes_train_like_one(images: Path, tmp_path: Path, repository: 
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     assert one["samples"] == two["samples"] == 16
     for row, other in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        for name in ("dino_local", "dino_global", "grad_backbone", "grad_dino_head", "lr"):
+        for name in (
+            "dino_local",
+            "dino_global",
+            "grad_backbone",
+            "grad_dino_head",
+            "rankme_cls",
+            "rankme_patch",
+            "lr",
+        ):
             assert row[name] == pytest.approx(other[name], rel=1e-3), (row["step"], name)
     for name, value in one["teacher"].items():
         torch.testing.assert_close(value, two["teacher"][name], rtol=1e-3, atol=1e-4)
