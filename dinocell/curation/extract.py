@@ -35,6 +35,8 @@ CROPS = "crops"
 SET_ASIDE = "set_aside"
 WITHOUT_EFFECT = ("sources", "out", "dataset", "workers", "shard_index", "shard_count", "merge", "sheet_limit")
 LATER_FILTERS = ("duplicates", "max_hash_distance", "min_correlation")
+READ_AT_ONCE = 2**24
+"""Bytes below which a file is hashed in one piece."""
 DARK = 64
 """Median grey level of an 8-bit crop below which light on a dark ground is taken for fluorescence."""
 
@@ -170,7 +172,9 @@ def _by_brightness(small: Gray) -> str:
 def _sha256(path: Path) -> str:
     """Of a file; of a folder (OME-Zarr), of the names and bytes of all files in it."""
     if path.is_file():
-        with path.open("rb") as stream:
+        with path.open("rb", buffering=0) as stream:
+            if path.stat().st_size < READ_AT_ONCE:
+                return hashlib.sha256(stream.read()).hexdigest()
             return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):

@@ -130,6 +130,8 @@ def channels_equal(channels: list[Plane]) -> bool:
 
 
 def _close(first: Plane, other: Plane, tolerance: float) -> bool:
+    if np.array_equal(first, other):
+        return True
     if first.dtype.kind in "ui":
         difference = np.maximum(first, other) - np.minimum(first, other)
     else:
