@@ -13,7 +13,7 @@ from dinocell.errors import ConfigError
 class FilterConfig:
     """Limits beyond which a file, plane or crop is rejected; 0 (or 1 for shares) switches a limit off."""
 
-    min_side: int = field(64, "planes with a shorter side are too small", "px")
+    min_side: int = field(64, "planes with a shorter side are too small; at least 16", "px")
     min_levels: int = field(8, "fewer distinct values are a mask or a drawing, not a micrograph")
     max_single_value: float = field(0.98, "largest share of a plane's pixels that may have one value")
     max_saturated: float = field(0.5, "largest share of a plane's pixels at the brightest value of their dtype")

@@ -44,8 +44,9 @@ class CropScores:
 
 def check_plane(plane: Plane, limits: FilterConfig, counts: Counts | None) -> Rejection | None:
     """Judge a plane (H, W) by its own values, before any contrast change; `counts` is the histogram of 8 or 16 bit."""
-    if min(plane.shape) < limits.min_side:
-        return Rejection(reason="too small", detail=f"{plane.shape[0]}×{plane.shape[1]} px, limit {limits.min_side}")
+    least = max(limits.min_side, BLOCK)  # the scores need a block
+    if min(plane.shape) < least:
+        return Rejection(reason="too small", detail=f"{plane.shape[0]}×{plane.shape[1]} px, limit {least}")
     values, counts = _levels(plane, counts)
     if values.size == 0:
         return Rejection(reason="constant", detail="no finite value")
@@ -179,8 +180,8 @@ def _surfaces(height: int, width: int) -> npt.NDArray[np.float64]:
 
 def _noise(crop: Gray) -> float:
     """Standard deviation of the pixel noise, from every fourth row: as good as all of them, and four times as fast."""
-    rows = (crop.shape[0] - 3) // NOISE_STEP + 1
-    return float(_noise_sum(crop) / (rows * (crop.shape[1] - 2)) * (np.pi / 2) ** 0.5 / 6)
+    pixels = len(range(1, crop.shape[0] - 1, NOISE_STEP)) * max(crop.shape[1] - 2, 0)
+    return float(_noise_sum(crop) / max(pixels, 1) * (np.pi / 2) ** 0.5 / 6)
 
 
 @compiled

@@ -117,3 +117,15 @@ def test_banding_misses_no_close_hash() -> None:
 def test_thumbnails_survive_the_journal() -> None:
     small = thumbnail(cells())
     np.testing.assert_array_equal(decode(encode(small)), small)
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (300, 2), (10, 10), (15, 40), (16, 16), (17, 40)])
+@pytest.mark.filterwarnings("error")
+def test_slivers_are_judged_whatever_the_limits(shape: tuple[int, int]) -> None:
+    off = FilterConfig(min_side=0, min_focus=0, min_structure=0, min_occupied=0)
+    plane = RNG.integers(0, 200, shape).astype(np.uint8)
+    rejection = check_plane(plane, off, histogram(plane))
+    if min(shape) < 16:
+        assert rejection is not None and rejection.reason == "too small"
+    else:
+        assert rejection is None and check_crop(score_crop(plane), off) is None
