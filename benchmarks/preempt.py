@@ -33,6 +33,7 @@ from dinocell.log import read_metrics
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
 EVERY = 5  # steps between checkpoints
+GRACE = 15.0  # seconds in which the other ranks may notice a lost one by themselves
 RECIPE = [
     "model.depth=2",
     "model.image_size=64",
@@ -117,8 +118,16 @@ class Run:
                 self.processes.append(subprocess.Popen(self.command, cwd=ROOT, env=environment, stdout=log, stderr=log))
 
     def wait(self) -> list[int]:
-        """Exit codes of all ranks."""
-        return [process.wait(timeout=600) for process in self.processes]
+        """Exit codes of all ranks; as srun and torchrun do, the others are ended when one is lost and they linger."""
+        lost_at = float("inf")
+        while any(process.poll() is None for process in self.processes):
+            if any(process.returncode not in (None, 0, EXIT_STOPPED) for process in self.processes):
+                lost_at = min(lost_at, time.monotonic())
+            if time.monotonic() > lost_at + GRACE:
+                for process in self.processes:
+                    process.kill()
+            time.sleep(0.05)
+        return [process.returncode for process in self.processes]
 
     def reached(self) -> int:
         """The last step in the log."""
