@@ -74,7 +74,9 @@ def extract(source: Source, config: CurateConfig) -> list[Found]:
     row = Row(source=source.path, dataset=source.dataset, status="rejected")
     found: list[Found] = []
     try:
-        row = replace(row, source_sha256=_sha256(Path(source.path)))
+        row = Row(
+            source=source.path, dataset=source.dataset, status="rejected", source_sha256=_sha256(Path(source.path))
+        )
         max_bytes = int(config.max_gib * 2**30)
         for image in read_series(source.path, axes=config.axes, t_step=config.t_step, max_bytes=max_bytes):
             found += _extract_image(image, row, source, config)
@@ -96,7 +98,9 @@ def _extract_image(image: ImageFile, row: Row, source: Source, config: CurateCon
     )
     prefix = f"{image.series}_" if image.series else ""
     for name, plane in planes(image, z=config.z, colour=config.colour, combined=config.combined):
-        row = replace(row, modality=config.modality or modality_of(name, image.channel_names))
+        modality = config.modality or modality_of(name, image.channel_names)
+        if row.modality != modality:
+            row = replace(row, modality=modality)
         yield from _extract_plane(plane, prefix + name, row, source, config)
 
 
