@@ -230,7 +230,7 @@ def test_a_crashed_rank_ends_the_job_and_is_named(how: str, runs: Runs, slurm: A
     # one rank meets an error that the other does not see: without help it would wait for it until the timeout
     (tmp_path / "sitecustomize.py").write_text(CRASH.format(how=how))
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    setup = f"profile.setup=[export PYTHONPATH={path}, export DINOCELL_TIMEOUT_MINUTES=0.25]"
+    setup = f"profile.setup=[export PYTHONPATH={path}, export DINOCELL_TIMEOUT_MINUTES=0.15]"
     job = number(runs.submit("ssl", f"ssl_{how.split()[0]}", setup))
     assert runs.finish(job) == "FAILED", runs.logs()
     error = runs.log(job, "err")
