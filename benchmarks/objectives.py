@@ -128,7 +128,7 @@ def growth(sizes: list[int], threads: int) -> list[dict[str, Any]]:
     """Our seconds at each size, and the cost of four times the area."""
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        timed = time_ours(synthetic_labels(size), threads, repeats=3 if size < 4096 else 2)
+        timed = time_ours(synthetic_labels(size), threads, repeats=4)
         row = {
             "size": size,
             "threads": threads,

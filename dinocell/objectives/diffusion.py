@@ -20,6 +20,8 @@ from dinocell.objectives.jit import kernel
 
 # Pixels per pass: the buffers of this size in float32 stay in the first-level cache.
 CHUNK = 3072
+# Pixels times half the steps, about 7 ms, below which starting threads costs more than they save.
+LEAST_WORK = 10_000_000
 # Stop once no pixel changes by more than this part of itself in a step: heat only grows, and what is left to come is
 # a smooth change far below what a direction can show.
 SETTLED = 1e-8
@@ -44,11 +46,11 @@ def iterations(cells: Cells, shared: bool) -> npt.NDArray[np.int64]:
 def run(cells: Cells, threads: int, function: Callable[..., None], *arguments: Any) -> None:
     """Calls `function(first, last, *arguments)` on slices of the cells with about equal work, one per thread."""
     count = len(cells.numbers)
-    if threads <= 1 or count < 2:
-        function(0, count, *arguments)
-        return
     sides = cells.sides
     work = np.cumsum(sides.prod(axis=1) * sides.sum(axis=1))
+    if threads <= 1 or count < 2 or work[-1] < LEAST_WORK:
+        function(0, count, *arguments)
+        return
     parts = min(count, threads * 8)
     cuts = np.unique(np.concatenate([[0], np.searchsorted(work, work[-1] * np.arange(1, parts) / parts), [count]]))
     with ThreadPoolExecutor(threads) as pool:
@@ -301,24 +303,28 @@ def _heat_flow(heat, y, x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def heat_to_flows(labels, heat, flows):  # type: ignore[no-untyped-def]
+def heat_to_flows(labels, numbers, boxes, heat, flows):  # type: ignore[no-untyped-def]
     """Unit flows (2, H, W) of all cells from their heat, across cell borders (parity variant)."""
-    height, width = labels.shape
-    for y in range(height):
-        for x in range(width):
-            if labels[y, x] > 0:
-                flows[0, y, x], flows[1, y, x] = _heat_flow(heat, y, x)
+    for k in range(len(numbers)):
+        box = boxes[k]
+        for y in range(box[0], box[1]):
+            for x in range(box[2], box[3]):
+                if labels[y, x] == numbers[k]:
+                    flows[0, y, x], flows[1, y, x] = _heat_flow(heat, y, x)
 
 
 @kernel
-def heat_errors(labels, index, heat, flows, errors):  # type: ignore[no-untyped-def]
+def heat_errors(labels, numbers, boxes, heat, flows, errors):  # type: ignore[no-untyped-def]
     """Sums |flow(heat) − flows|² over each cell into `errors` (n,) (parity variant)."""
-    height, width = labels.shape
-    for y in range(height):
-        for x in range(width):
-            if labels[y, x] > 0:
-                dy, dx = _heat_flow(heat, y, x)
-                errors[index[labels[y, x]]] += (dy - flows[0, y, x]) ** 2 + (dx - flows[1, y, x]) ** 2
+    for k in range(len(numbers)):
+        box = boxes[k]
+        total = 0.0
+        for y in range(box[0], box[1]):
+            for x in range(box[2], box[3]):
+                if labels[y, x] == numbers[k]:
+                    dy, dx = _heat_flow(heat, y, x)
+                    total += (dy - flows[0, y, x]) ** 2 + (dx - flows[1, y, x]) ** 2
+        errors[k] = total
 
 
 @kernel

@@ -51,7 +51,7 @@ def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads
     if variant == "leak_free":
         diffusion.run(cells, threads, diffusion.fill_flows, cells, diffusion.iterations(cells, False), flows)
     else:
-        diffusion.heat_to_flows(cells.labels, _heat(cells, threads), flows)
+        diffusion.heat_to_flows(cells.labels, cells.numbers, cells.boxes, _heat(cells, threads), flows)
     return flows
 
 
@@ -68,7 +68,7 @@ def flow_errors(cells: Cells, flows: Array, variant: Variant = "cellpose", threa
         own = masks_to_flows(cells.labels, variant, threads)
         diffusion.flow_differences(cells.labels, cells.index, own, flows, errors)
     else:
-        diffusion.heat_errors(cells.labels, cells.index, _heat(cells, threads), flows, errors)
+        diffusion.heat_errors(cells.labels, cells.numbers, cells.boxes, _heat(cells, threads), flows, errors)
     return errors / cells.areas
 
 

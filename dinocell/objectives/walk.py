@@ -34,6 +34,8 @@ GOING = 10.0
 # Flows beyond this (px a step) are garbage, not motion.
 FASTEST = np.float32(1e4)
 BATCH = 256
+# Walking pixels, about 4 ms, below which starting threads costs more than they save.
+LEAST_PIXELS = 1 << 16
 
 # Rows of a batch's state. Three pairs of rows take turns as the way before, now and next.
 WAYS, LIMITS, SAMPLING, FRACTION, MARK, STATE_ROWS = 0, 6, 10, 12, 14, 16
@@ -91,13 +93,13 @@ def end_points(
         raise ValueError(f"an image of {height} × {width} pixels is too large to decode whole; decode it in blocks")
     frame = frame or Frame(y=0, x=0, height=height, width=width)
     pairs = np.zeros((height + 2, width + 2, 2), np.float32)  # a border of 0, as Cellpose's padding
-    _interleave(flows, probability, np.float32(threshold), pairs)
+    inside = _interleave(flows, probability, np.float32(threshold), pairs)
     scale_y, offset_y = sampling(frame.height, frame.y, height)
     scale_x, offset_x = sampling(frame.width, frame.x, width)
     ends = np.empty((height, width), np.int32)
     # One float64 is one pixel's pair: copied as a whole, read as two.
     rows_in_threads(
-        threads,
+        threads if inside >= LEAST_PIXELS else 1,
         height,
         _follow_rows,
         pairs.view(np.float64).ravel(),
@@ -120,15 +122,19 @@ def _follow_rows(first: int, last: int, *arguments: Any) -> None:
 
 @kernel
 def _interleave(flows, probability, threshold, pairs):  # type: ignore[no-untyped-def]
+    """Fills `pairs` and returns how many pixels are above the threshold."""
     height, width = probability.shape
+    inside = 0
     for y in range(height):
         for x in range(width):
             if probability[y, x] > threshold:
+                inside += 1
                 dy, dx = flows[0, y, x], flows[1, y, x]
                 # False for NaN too: a pixel without a usable flow stays where it is.
                 if abs(dy) < FASTEST and abs(dx) < FASTEST:
                     pairs[y + 1, x + 1, 0] = dy
                     pairs[y + 1, x + 1, 1] = dx
+    return inside
 
 
 @kernel
