@@ -196,11 +196,22 @@ def _wrap_scalars(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
         hint = hints[key]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             wrapped[key] = _wrap_scalars(typing.cast(type, hint), value)
-        elif get_origin(hint) in (tuple, list) and not isinstance(value, (list, tuple)) and value is not None:
-            wrapped[key] = [value]
+        elif get_origin(hint) in (tuple, list) and value is not None:
+            items = list(value) if isinstance(value, (list, tuple)) else [value]
+            _check_items(key, hint, items)
+            wrapped[key] = items
         else:
             wrapped[key] = list(value) if isinstance(value, tuple) else value
     return wrapped
+
+
+def _check_items(key: str, hint: Any, items: list[Any]) -> None:
+    """Refuse mappings in a list of plain values: YAML reads `[a:, b]` and `[a: b]` as such."""
+    for item in items:
+        if isinstance(item, Mapping) and not any(isinstance(a, type) and issubclass(a, Mapping) for a in get_args(hint)):
+            raise ConfigError(
+                f"{key}: must be a {type_name(hint)}, but {dict(item)} is a mapping; put text with a colon in quotes"
+            )
 
 
 def _explain(error: OmegaConfBaseException) -> str:

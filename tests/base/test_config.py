@@ -60,6 +60,7 @@ def test_one_value_for_a_list_is_a_list_of_one() -> None:
         (["root=x", "train.lr=-1"], ["train.lr", "-1", "≥ 0"]),
         (["root=x", "train=3"], ["train.lr", "group"]),
         (["root=x", "seed"], ["'seed'", "key=value"]),
+        (["root=[/a:, b]"], ["root: must be a list of text", "'/a'", "quotes"]),
         ([], ["'root' is required", "folders of images", "root=…"]),
     ],
 )

@@ -229,8 +229,8 @@ def test_past_its_requeues_it_ends_with_a_clear_line_and_a_good_checkpoint(runs:
 def test_a_crashed_rank_ends_the_job_and_is_named(how: str, runs: Runs, slurm: Any, tmp_path: Path) -> None:
     # one rank meets an error that the other does not see: without help it would wait for it until the timeout
     (tmp_path / "sitecustomize.py").write_text(CRASH.format(how=how))
-    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    setup = f"profile.setup=[export PYTHONPATH={path}, export DINOCELL_TIMEOUT_MINUTES=0.15]"
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    setup = "profile.setup=" + json.dumps([f"export PYTHONPATH={path}", "export DINOCELL_TIMEOUT_MINUTES=0.15"])
     job = number(runs.submit("ssl", f"ssl_{how.split()[0]}", setup))
     assert runs.finish(job) == "FAILED", runs.logs()
     error = runs.log(job, "err")
