@@ -207,8 +207,9 @@ def _wrap_scalars(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_items(key: str, hint: Any, items: list[Any]) -> None:
     """Refuse mappings in a list of plain values: YAML reads `[a:, b]` and `[a: b]` as such."""
+    mappings_wanted = any(isinstance(inner, type) and issubclass(inner, Mapping) for inner in get_args(hint))
     for item in items:
-        if isinstance(item, Mapping) and not any(isinstance(a, type) and issubclass(a, Mapping) for a in get_args(hint)):
+        if isinstance(item, Mapping) and not mappings_wanted:
             raise ConfigError(
                 f"{key}: must be a {type_name(hint)}, but {dict(item)} is a mapping; put text with a colon in quotes"
             )
