@@ -19,14 +19,14 @@ beside the model folder) and prints the table."""
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """What to evaluate, and where the results go."""
+    """What to evaluate, and where the results go: arguments of `evaluate_model` and `predict`, by their names."""
 
     model: str
-    dataset: str
+    dataset_root: str
     split: str
     out: str
     device: str
-    baseline: bool
+    with_baseline: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,38 +50,19 @@ def parse(arguments: Sequence[str] | None = None) -> EvaluateArguments:
     given = parser.parse_args(arguments)
     return EvaluateArguments(
         model=given.model,
-        dataset=given.dataset,
+        dataset_root=given.dataset,
         split=given.split,
         out=given.out or str(Path(given.model).parent / "evaluation"),
         device=given.device,
-        baseline=not given.no_baseline,
+        with_baseline=not given.no_baseline,
     )
 
 
 def run(arguments: Sequence[str] | None = None, *, keep_since: float | None = None) -> None:
     """Evaluate as a command line says; `keep_since`: see `evaluate_model`."""
-    given = parse(arguments)
-    evaluate_model(
-        given.model,
-        given.dataset,
-        split=given.split,
-        out=given.out,
-        device=given.device,
-        with_baseline=given.baseline,
-        keep_since=keep_since,
-    )
+    evaluate_model(**vars(parse(arguments)), keep_since=keep_since)
 
 
 def run_shard(arguments: Sequence[str], index: int, count: int, keep_since: float) -> list[str]:
     """Segment one task's share of the images; returns what could not be segmented."""
-    given = parse(arguments)
-    return predict(
-        given.model,
-        given.dataset,
-        split=given.split,
-        out=given.out,
-        device=given.device,
-        with_baseline=given.baseline,
-        shard=(index, count),
-        keep_since=keep_since,
-    )
+    return predict(**vars(parse(arguments)), shard=(index, count), keep_since=keep_since)
