@@ -115,7 +115,7 @@ def crop_corner(
     return min(max(corner[0], 0), limits[0]), min(max(corner[1], 0), limits[1])
 
 
-def resize_image(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def resize_crop(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Resize a square crop: area average when shrinking, bilinear when enlarging."""
     method = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.float32)

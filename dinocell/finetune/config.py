@@ -30,6 +30,12 @@ class DataConfig:
         "as_stated", "whether every cell carries a label: what each dataset.yaml states, or the same answer for all"
     )
     ignore_weight: float = field(0.05, "weight of unlabelled pixels of datasets that are not fully annotated (§3.3.5)")
+    max_diameter: float = field(
+        0.0,
+        "images whose median cell is larger are shrunk to this before anything else, so that a crop holds whole cells; "
+        "segment such images with --diameter; 0 = never",
+        unit="px",
+    )
     label_pieces: bool = field(False, "number the separate pieces of each mask: for masks that are 0 and 255 only")
     cache_gb: float = field(
         8.0, "memory for preprocessed images, per process; the rest is read again when drawn", "GiB"
@@ -39,6 +45,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _between("data.ignore_weight", self.ignore_weight, 0.0, 1.0)
+        _at_least("data.max_diameter", self.max_diameter, 0.0)
         _at_least("data.cache_gb", self.cache_gb, 0.0)
         _at_least("data.workers", self.workers, -1)
         _at_least("data.check_images", self.check_images, 0)
@@ -223,6 +230,10 @@ class FinetuneConfig:
         if self.fit != "tile" and self.objective.kind != "semantic":
             raise ConfigError(
                 f"fit: {self.fit} is for objective.kind=semantic; cells of their own need the image's scale (fit=tile)"
+            )
+        if self.data.max_diameter and self.objective.kind == "semantic":
+            raise ConfigError(
+                "data.max_diameter: objective.kind=semantic has classes, not cells, so there is no diameter; set it to 0"
             )
         if self.backbone.cache_tokens:
             self._check_cacheable()

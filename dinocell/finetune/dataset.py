@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dinocell.data.crops import resize_labels, scale_to_cover
+from dinocell.data.crops import resize_image, resize_labels, scale_to_cover
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import LabelledItem
 from dinocell.data.preprocess import preprocess
@@ -26,7 +26,7 @@ from dinocell.finetune.augment import (
     crop_corner,
     log_uniform,
     random_turn,
-    resize_image,
+    resize_crop,
 )
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.sampler import SampleOrder, sample_rng
@@ -108,7 +108,8 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
         _same_size(item, gray.shape, ignore.shape, "ignore mask", item.ignore)
     size, fit = config.crop_size, config.fit
     if fit == "tile":
-        image = np.ascontiguousarray(scale_to_cover(preprocess(gray, config.preprocess), size))
+        z = resize_image(preprocess(gray, config.preprocess), reduced_size(truth, config.data.max_diameter))
+        image = np.ascontiguousarray(scale_to_cover(z, size))
         labels = resize_labels(truth, _shape2(image))
         ignore = None if ignore is None else resize_labels(ignore, _shape2(image))
     else:
@@ -124,6 +125,19 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
         truth=truth,
         unlabelled_weight=background,
     )
+
+
+def reduced_size(labels: NDArray[np.int32], max_diameter: float) -> tuple[int, int]:
+    """Size (H, W) at which the median cell of `labels` (H, W) measures at most `max_diameter` px; 0 = as it is.
+
+    A cell's diameter is that of the circle of equal area.
+    """
+    areas = np.bincount(labels.ravel())[1:]
+    areas = areas[areas > 0]
+    if not max_diameter or not len(areas):
+        return _shape2(labels)
+    factor = min(1.0, max_diameter / (2.0 * float(np.sqrt(np.median(areas) / np.pi))))
+    return max(1, round(labels.shape[0] * factor)), max(1, round(labels.shape[1] * factor))
 
 
 def _or(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -247,7 +261,7 @@ class CropDataset:
 
         image = prepared.image[y : y + window, x : x + window]
         if window != size:
-            image = resize_image(image, size)
+            image = resize_crop(image, size)
         image = augment_intensity(image, config, rng)
         weight = pixel_weights(prepared, slice(y, y + window), slice(x, x + window))
         if window != size:

@@ -6,7 +6,7 @@ import pytest
 from dinocell.config import from_dict
 from dinocell.data.io import write_labels
 from dinocell.data.labelled import DatasetInfo, LabelledItem
-from dinocell.errors import DataError
+from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.augment import brighten
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import CropDataset, ImageStore, PreparedImage, cell_boxes, labels_around, prepare
@@ -204,6 +204,24 @@ def test_small_images_are_enlarged_and_truth_keeps_its_size(tmp_path):
     image = prepare(item, config(), 1.0)
     assert image.image.shape == (32, 48) and image.labels.shape == (32, 48)
     assert image.truth.shape == (20, 30) and image.truth.max() == 1
+
+
+def test_images_of_large_cells_are_shrunk_to_the_largest_diameter(tmp_path):
+    yy, xx = np.mgrid[:200, :300]
+    labels = ((yy - 100) ** 2 + (xx - 90) ** 2 <= 60**2) + 2 * ((yy - 100) ** 2 + (xx - 220) ** 2 <= 60**2)
+    item = write_pair(tmp_path, (labels > 0) * 200 + 10, labels.astype(np.int32))
+    image = prepare(item, config(data={"max_diameter": 40}), 1.0)
+    assert image.image.shape == image.labels.shape == (67, 100)  # a third: 120 px become 40
+    areas = np.bincount(image.labels.ravel())[1:]
+    assert 2 * np.sqrt(areas / np.pi) == pytest.approx([40, 40], rel=0.02)
+    assert image.truth.shape == (200, 300)
+    small = prepare(item, config(data={"max_diameter": 130}), 1.0)
+    assert small.image.shape == (200, 300)  # never enlarged
+
+
+def test_diameters_are_refused_where_labels_are_classes():
+    with pytest.raises(ConfigError, match="max_diameter"):
+        config(data={"max_diameter": 40}, objective={"kind": "semantic"})
 
 
 def test_size_mismatch_is_named_and_skipped_once(tmp_path):
