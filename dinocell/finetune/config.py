@@ -233,7 +233,7 @@ class FinetuneConfig:
             )
         if self.data.max_diameter and self.objective.kind == "semantic":
             raise ConfigError(
-                "data.max_diameter: objective.kind=semantic has classes, not cells, so there is no diameter; set it to 0"
+                "data.max_diameter: objective.kind=semantic has classes, which have no diameter; set it to 0"
             )
         if self.backbone.cache_tokens:
             self._check_cacheable()
