@@ -126,7 +126,9 @@ def export(
 def segment(
     inputs: Annotated[list[str], typer.Argument(help="Images, folders or patterns.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    model: Annotated[str | None, typer.Option(help="Model folder, or the name of a packaged model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, or a packaged name (dinocell models); default: cells.")
+    ] = None,
     save: Annotated[str, typer.Option(help="Any of labels,overlay,outlines,csv,geojson,rois,npy,flows.")] = "labels",
     axes: Annotated[str | None, typer.Option(help="Axes of the files, e.g. CYX, where they are guessed wrong.")] = None,
     channel: Annotated[int | None, typer.Option(help="Channel to segment, from 0; default: all combined.")] = None,
@@ -162,6 +164,28 @@ def segment(
             ).exit_code
         )
     )
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """The models in this installation: size, network, training data, licence, scores. Nothing is downloaded."""
+    from dinocell.inference import packaged
+
+    _exit(lambda: print(packaged.models_json() if as_json else packaged.models_text()))
+
+
+@app.command()
+def halve(
+    model: Annotated[str, typer.Argument(help="Model folder, fine-tuning run or packaged name.")],
+    out: Annotated[Path, typer.Option(help="Folder for the smaller model, made if absent.")],
+) -> None:
+    """Write a model folder with weights in float16, half the size; loading turns them into float32 again."""
+    from dinocell.inference import find_model
+    from dinocell.models import halve_model_folder
+
+    _exit(lambda: print(halve_model_folder(find_model(model), out)))
 
 
 @app.command()

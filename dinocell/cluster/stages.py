@@ -165,8 +165,7 @@ def evaluation_folder(out: str) -> Path:
 
 
 def _segment_plan(arguments: list[str]) -> Plan:
-    from dinocell.inference import image_files
-    from dinocell.inference.api import find_model
+    from dinocell.inference import find_model, image_files
     from dinocell.inference.outputs import check_formats
 
     parameters = segment_parameters(arguments)

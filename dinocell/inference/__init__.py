@@ -1,7 +1,8 @@
 """Segmenting images of any size with a trained model."""
 
-from dinocell.inference.api import load_model, packaged_models, segment
+from dinocell.inference.api import load_model, segment
 from dinocell.inference.folder import RunSummary, image_files, run
+from dinocell.inference.packaged import find_model, packaged_models
 from dinocell.inference.result import SegmentationResult
 from dinocell.inference.segment import Segmenter, SegmentOptions
 from dinocell.inference.shards import Shard, merge_shards
@@ -13,6 +14,7 @@ __all__ = [
     "SegmentationResult",
     "Segmenter",
     "Shard",
+    "find_model",
     "image_files",
     "load_model",
     "merge_shards",

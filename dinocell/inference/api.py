@@ -10,47 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.errors import ConfigError
+from dinocell.inference.packaged import find_model
 from dinocell.inference.planes import Image, count_planes, open_image
 from dinocell.inference.segment import Segmenter, merge_options
-from dinocell.paths import local_path
-
-PACKAGED = Path(__file__).parent.parent / "models" / "packaged"
-
-
-def packaged_models() -> list[str]:
-    """Names of the models that came with the package."""
-    return sorted(entry.parent.name for entry in PACKAGED.glob("*/config.json"))
-
-
-def find_model(model: str | os.PathLike[str] | None) -> Path:
-    """The folder of a model given by folder, run folder or packaged name; None means the one packaged model.
-
-    Raises:
-        ConfigError: nothing by that name.
-    """
-    names = packaged_models()
-    listed = f"packaged: {', '.join(names)}" if names else "none is packaged"
-    if model is None:
-        if len(names) == 1:
-            return PACKAGED / names[0]
-        raise ConfigError(f"model: say which, a model folder such as runs/finetune/model or a packaged name ({listed})")
-    name = os.fspath(model)
-    if name in names and not Path(name).is_dir():
-        return PACKAGED / name
-    folder = local_path(name)
-    if (folder / "model" / "config.json").is_file() and not (folder / "config.json").is_file():
-        return folder / "model"  # the run folder that fine-tuning wrote
-    if not folder.is_dir():
-        raise ConfigError(f"model: {name!r} is no model folder and no packaged model ({listed})")
-    return folder
 
 
 def load_model(path_or_name: str | os.PathLike[str] | None = None, device: str = "auto", **settings: Any) -> Segmenter:
     """A `Segmenter` from a model folder, a fine-tuning run, or the name of a packaged model.
 
     Args:
-        path_or_name: the folder or name; None takes the packaged model if there is exactly one.
+        path_or_name: the folder or name; None takes the packaged default, `cells`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         **settings: `precision`, `batch_size`, `overlap`: see `Segmenter`.
 
@@ -76,7 +45,7 @@ def segment(
 
     Args:
         image: a path, or an array: (H, W), (H, W, 3 or 4) colour, (C, H, W) channels, or a stack.
-        model: a model folder, a packaged name, or a `Segmenter`.
+        model: a model folder, a packaged name, or a `Segmenter`; default: the packaged model.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         **options: fields of `SegmentOptions`, e.g. `axes="TYX"`, `channel=0`, `diameter=30`.
 

@@ -20,7 +20,6 @@ from dinocell.checkpoint import atomic_write_bytes
 from dinocell.data.io import list_images
 from dinocell.device import Precision
 from dinocell.errors import ConfigError, DinoCellError
-from dinocell.inference.api import find_model
 from dinocell.inference.naming import unique_stems, without_results
 from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
 from dinocell.inference.planes import InputPlane, count_planes, iter_planes, open_image
@@ -100,7 +99,7 @@ def run(
     Args:
         inputs: files, folders (recursively; masks and earlier results in them are left out) and glob patterns.
         out: folder of the results, made if absent.
-        model: a model folder, a packaged name, or a `Segmenter`.
+        model: a model folder, a packaged name, or a `Segmenter`; default: the packaged model.
         save: out of `outputs.FORMATS`.
         device: see `Segmenter`; not used with a `Segmenter`, as precision and batch_size.
         precision: see `Segmenter`.
@@ -116,7 +115,7 @@ def run(
     formats, options = check_formats(save), merge_options(options, changes)
     files = _files(inputs)
     if not isinstance(model, Segmenter):
-        model = Segmenter(find_model(model), device=device, precision=precision, batch_size=batch_size)
+        model = Segmenter(model, device=device, precision=precision, batch_size=batch_size)
     options.decoding(model.objective)  # an impossible threshold is an error of the command, not of every image
     log.info(model.describe())
     started = time.monotonic()

@@ -22,13 +22,13 @@ from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.errors import ConfigError
 from dinocell.inference import large
 from dinocell.inference.fitting import Fit, fit_plane, unfit_maps
+from dinocell.inference.packaged import find_model
 from dinocell.inference.planes import Channel, Image, InputPlane, count_planes, iter_planes, open_image
 from dinocell.inference.result import SegmentationResult, compact_dtype
 from dinocell.inference.streaming import StreamedInput
 from dinocell.inference.tiling import OVERLAP, predict_stream
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.paths import local_path
 
 MAX_RESCALE = 16.0
 LARGE_PIXELS = 64 * 2**20
@@ -66,7 +66,8 @@ class Segmenter:
     """A model ready to segment images of any size.
 
     Args:
-        model: a model folder, or a network that maps [B, 1, crop, crop] to [B, K, crop, crop].
+        model: a model folder or run folder, the name of a packaged model (None: the default one), or a network that
+            maps [B, 1, crop, crop] to [B, K, crop, crop].
         meta: the content of the folder's config.json, needed only with a network: `crop_size`, `preprocess`,
             `objective`, and, for rescaling, `training.diameter` (px) or `training.pixel_size` (µm).
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -83,7 +84,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | nn.Module,
+        model: str | os.PathLike[str] | nn.Module | None = None,
         meta: Mapping[str, Any] | None = None,
         *,
         device: str = "auto",
@@ -98,7 +99,7 @@ class Segmenter:
                 raise ConfigError("meta: a network needs its configuration (crop_size, objective); give meta={…}")
             self.model = model.to(self.device).eval()
         else:
-            self.model, meta = load_model_folder(local_path(os.fspath(model)), self.device)
+            self.model, meta = load_model_folder(find_model(model), self.device)
         self.meta: dict[str, Any] = dict(meta)
         self.window = int(self.meta["crop_size"])
         self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")

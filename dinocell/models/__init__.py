@@ -4,7 +4,7 @@ from dinocell.models.attention import choose_backend
 from dinocell.models.decoder import DecoderConfig
 from dinocell.models.export import export_backbone
 from dinocell.models.flops import flops
-from dinocell.models.segmenter import SegmentationModel, load_model_folder, save_model
+from dinocell.models.segmenter import SegmentationModel, halve_model_folder, load_model_folder, save_model
 from dinocell.models.vision_transformer import GRAY_MEAN, GRAY_STD, Features, VisionTransformer, ViTConfig
 from dinocell.models.weights import LoadReport, load_backbone, save_backbone
 
@@ -20,6 +20,7 @@ __all__ = [
     "choose_backend",
     "export_backbone",
     "flops",
+    "halve_model_folder",
     "load_backbone",
     "load_model_folder",
     "save_backbone",

@@ -109,15 +109,19 @@ def save_model(directory: str | Path, model: SegmentationModel, meta: Mapping[st
 
     Args:
         meta: what else inference needs to know (preprocess, objective, training…), as plain JSON values.
-        half: store float16 instead of float32.
+        half: store matrices and filters in float16 (see `halved`); they are float32 again when they are loaded.
 
     Returns:
         The directory.
+
+    Raises:
+        CheckpointError: a value does not fit float16.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    dtype = torch.float16 if half else torch.float32
-    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in model.state_dict().items()}
+    if half:
+        state = halved(state, str(directory / WEIGHTS_NAME))
     config = {
         **meta,
         "backbone": dataclasses.asdict(model.backbone.config),
@@ -129,6 +133,49 @@ def save_model(directory: str | Path, model: SegmentationModel, meta: Mapping[st
     atomic_write_bytes(directory / WEIGHTS_NAME, save(state))
     atomic_write_text(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
     return directory
+
+
+def halved(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Tensors of two and more dimensions in float16; scales and biases, next to nothing in size, stay float32.
+
+    A LayerScale of 1e-5 would keep only two digits in float16.
+
+    Raises:
+        CheckpointError: a value does not fit float16; `where` names the file.
+    """
+    limit = torch.finfo(torch.float16).max
+    for name, value in state.items():
+        if value.ndim > 1 and not bool((value.abs() <= limit).all()):
+            raise CheckpointError(f"{where}: {name} holds values beyond ±{limit:g} or NaN; keep this model in float32")
+    return {name: value.to(torch.float16) if value.ndim > 1 else value for name, value in state.items()}
+
+
+def halve_model_folder(source: str | Path, target: str | Path) -> Path:
+    """Write a model folder again with half the weights' size (see `halved`); config.json and cards are copied as is.
+
+    Args:
+        source: a model folder; it is not touched.
+        target: another folder, made if absent.
+
+    Returns:
+        The target.
+
+    Raises:
+        ConfigError: the folders are the same, or `source` lacks a file.
+        CheckpointError: damaged weights, or a value does not fit float16.
+    """
+    source, target = Path(source), Path(target)
+    if target.resolve() == source.resolve():
+        raise ConfigError(f"{target}: is the model itself; float16 cannot be undone, so name another folder")
+    load_model_folder(source)  # what does not load is not passed on
+    state, _ = read_safetensors(source / WEIGHTS_NAME)
+    small = save(halved(state, str(source / WEIGHTS_NAME)))
+    target.mkdir(parents=True, exist_ok=True)
+    for card in sorted(source.glob("*.md")):
+        atomic_write_bytes(target / card.name, card.read_bytes())
+    atomic_write_bytes(target / WEIGHTS_NAME, small)
+    atomic_write_bytes(target / CONFIG_NAME, (source / CONFIG_NAME).read_bytes())
+    return target
 
 
 def load_model_folder(

@@ -153,7 +153,7 @@ def test_every_command_of_the_guides_would_be_submitted(
 ) -> None:
     monkeypatch.chdir(repository)
     monkeypatch.setattr("dinocell.inference.image_files", lambda inputs: list(inputs))
-    monkeypatch.setattr("dinocell.inference.api.find_model", lambda model: model)
+    monkeypatch.setattr("dinocell.inference.find_model", lambda model: model)
     commands = guide_commands(repository)
     assert {command[0] for command in commands} == set(stages.STAGES)
     for command in commands:

@@ -224,8 +224,8 @@ def test_model_folder_run_folder_and_path_in_one_line(model_folder: Path, tmp_pa
 
 
 def test_missing_models_say_what_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dinocell.inference.api.PACKAGED", tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"say which, a model folder such as runs/finetune/model .*none is packaged"):
+    monkeypatch.setattr("dinocell.inference.packaged.PACKAGED", tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"no packaged model is in this installation; name a model folder"):
         segment(two_squares())
     with pytest.raises(ConfigError, match="'cyto9' is no model folder and no packaged model"):
         load_model("cyto9")
@@ -237,7 +237,7 @@ def test_missing_models_say_what_to_pass(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_packaged_model_is_found_by_name(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny").symlink_to(model_folder)
-    monkeypatch.setattr("dinocell.inference.api.PACKAGED", tmp_path)
+    monkeypatch.setattr("dinocell.inference.packaged.PACKAGED", tmp_path)
     assert load_model("tiny", device="cpu").window == load_model(device="cpu").window == 64
 
 
