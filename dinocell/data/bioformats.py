@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dinocell.data.axes import AXES
-from dinocell.data.image import ImageFile, refuse_bomb
+from dinocell.data.image import ImageFile, reading, refuse_bomb
 from dinocell.errors import DataError
 
 BIOIO = (".czi", ".nd2", ".lif", ".zarr")
@@ -18,23 +18,18 @@ METRE = 1e6
 """µm."""
 
 
-def read_bioio(file: Path, max_bytes: int) -> Iterator[ImageFile]:
+def read_bioio(file: Path, max_bytes: int | None) -> Iterator[ImageFile]:
     """Every scene of a file, with axes of length one dropped.
 
     Raises:
         DataError: the reader is not installed, or the file is unreadable or too large.
     """
     library = _import("liffile" if file.suffix.lower() == ".lif" else "bioio", file)
-    try:
+    with reading(file, f"{library.__name__} cannot read it"):
         scenes = _lif_images(library, file) if library.__name__ == "liffile" else _bioio_scenes(library, file)
         for image in scenes:
             refuse_bomb(image["shape"], np.dtype(image["dtype"]).itemsize, max_bytes, file)
             yield _as_image(image)
-    except DataError:
-        raise
-    except Exception as error:  # each reader raises its own kinds
-        text = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: {library.__name__} cannot read it: {text}") from error
 
 
 def _import(name: str, file: Path) -> Any:

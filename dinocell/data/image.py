@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,18 @@ from typing import Any
 import numpy.typing as npt
 
 from dinocell.data import axes as axis_rules
-from dinocell.errors import DataError
+from dinocell.errors import ConfigError, DataError, DinoCellError
 
 Array = npt.NDArray[Any]
 Plane = npt.NDArray[Any]
 
-MAX_BYTES = 8 * 2**30
-"""Largest decoded array (bytes) that is read; a header that promises more is refused before allocation."""
+LIMIT = "DINOCELL_MAX_GIB"
+"""Environment variable: largest decoded array (GiB) that is read, however small its file is."""
+DEFAULT_GIB = 8.0
+MAX_EXPANSION = 2000
+"""Times that a file may grow in decoding: deflate, LZW and PackBits stay below, even on a blank image."""
+SMALL = 2**28
+"""Bytes that are decoded whatever the expansion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +67,69 @@ def every_nth_frame(image: ImageFile, t_step: int) -> ImageFile:
     return replace(image, array=image.array[cut], t_step=t_step)
 
 
-def refuse_bomb(shape: Sequence[int], itemsize: int, max_bytes: int, where: Path) -> None:
-    """Raise DataError when an array of this shape would take more than `max_bytes`."""
+def refuse_bomb(shape: Sequence[int], itemsize: int, max_bytes: int | None, where: Path) -> None:
+    """Refuse an array by what its header declares, before it is allocated.
+
+    Args:
+        shape: declared.
+        itemsize: bytes a value.
+        max_bytes: the limit; None takes `DINOCELL_MAX_GIB`, or 8 GiB.
+        where: the file, or the folder of an OME-Zarr, whose size on disk counts too.
+
+    Raises:
+        DataError: more than the limit, or more than any codec's expansion of the bytes that are there.
+        ConfigError: `DINOCELL_MAX_GIB` is no number above 0.
+    """
+    given = _given_limit()
+    limit = max_bytes or given or int(DEFAULT_GIB * 2**30)
     size = math.prod(int(length) for length in shape) * itemsize
-    if size > max_bytes:
-        limit = f"the limit of {max_bytes / 2**30:.1f} GiB"
-        raise DataError(f"{where}: decodes to {size / 2**30:.1f} GiB {tuple(shape)}, more than {limit}")
+    declared = f"{where}: decodes to {size / 2**30:.1f} GiB {tuple(shape)}"
+    remedy = f"if the file is sound, set {LIMIT} to as many GiB as may be read"
+    if size > limit:
+        raise DataError(f"{declared}, more than the limit of {limit / 2**30:.1f} GiB; {remedy}")
+    if size > SMALL and given is None and not _stored_at_least(where, size // MAX_EXPANSION):
+        raise DataError(f"{declared} from a file of less than 1/{MAX_EXPANSION} of that; {remedy}")
+
+
+def _given_limit() -> int | None:
+    text = os.environ.get(LIMIT, "")
+    if not text:
+        return None
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib < math.inf:
+        raise ConfigError(f"{LIMIT}: a number of GiB above 0, got {text!r}")
+    return int(gib * 2**30)
+
+
+def _stored_at_least(where: Path, size: int) -> bool:
+    """Whether a file, or the files of a folder, hold so many bytes."""
+    found = 0
+    for file in where.rglob("*") if where.is_dir() else (where,):
+        found += file.stat().st_size
+        if found >= size:
+            return True
+    return False
+
+
+@contextmanager
+def reading(where: Path, problem: str) -> Iterator[None]:
+    """Decoders raise many kinds of errors on broken files: all become one DataError in one line."""
+    try:
+        yield
+    except DinoCellError as error:
+        if str(where) in str(error) or not isinstance(error, DataError):
+            raise
+        raise DataError(f"{where}: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{where}: needs more memory than there is: {one_line(error)}") from error
+    except Exception as error:
+        raise DataError(f"{where}: {problem}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, or its name, in at most 200 printable characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])

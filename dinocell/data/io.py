@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dinocell.data import axes as axis_rules
 from dinocell.data.bioformats import BIOIO, read_bioio
 from dinocell.data.gray import planes, to_gray
-from dinocell.data.image import MAX_BYTES, ImageFile, every_nth_frame, override_axes, refuse_bomb
+from dinocell.data.image import ImageFile, every_nth_frame, override_axes, reading, refuse_bomb
 from dinocell.data.tiff import TIFFS, read_tiff, write_label_tiff
 from dinocell.errors import ConfigError, DataError
 
@@ -27,13 +27,13 @@ SUFFIXES = (*PICTURES, *TIFFS, ".npy", *BIOIO)
 MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels", "_cp_masks", "_seg", "_instances_ids")
 
 
-def read_image(path: str | os.PathLike[str], *, axes: str | None = None, max_bytes: int = MAX_BYTES) -> ImageFile:
+def read_image(path: str | os.PathLike[str], *, axes: str | None = None, max_bytes: int | None = None) -> ImageFile:
     """Read the first image of a file.
 
     Args:
         path: TIFF (OME, ImageJ, STK, LSM, BigTIFF), PNG, JPEG, BMP, NPY; CZI, ND2, LIF and OME-Zarr through bioio.
         axes: letters out of TZCYXS that override metadata and rules, e.g. "ZYX".
-        max_bytes: refuse files that decode to more than this.
+        max_bytes: refuse files that decode to more than this; default: `DINOCELL_MAX_GIB`, or 8 GiB.
 
     Raises:
         DataError: unreadable, truncated, too large, or axes that do not fit.
@@ -42,7 +42,7 @@ def read_image(path: str | os.PathLike[str], *, axes: str | None = None, max_byt
 
 
 def read_series(
-    path: str | os.PathLike[str], *, axes: str | None = None, t_step: int = 1, max_bytes: int = MAX_BYTES
+    path: str | os.PathLike[str], *, axes: str | None = None, t_step: int = 1, max_bytes: int | None = None
 ) -> Iterator[ImageFile]:
     """Every image of a file (TIFF series, CZI or LIF scenes); errors as `read_image`.
 
@@ -53,9 +53,18 @@ def read_series(
         max_bytes: see `read_image`; counts what is read.
     """
     file = Path(path)
-    suffix = file.suffix.lower()
     if not file.exists():
         raise DataError(f"{file}: no such file")
+    with reading(file, "cannot be read"):
+        for image in _series(file, axes, t_step, max_bytes):
+            if not image.array.size or image.array.dtype.kind not in "buif" or not {"Y", "X"} <= set(image.axes):
+                found = f"{image.axes} {image.array.shape} of {image.array.dtype}"
+                raise DataError(f"{file}: no picture of numbers with rows and columns: {found}")
+            yield image
+
+
+def _series(file: Path, axes: str | None, t_step: int, max_bytes: int | None) -> Iterator[ImageFile]:
+    suffix = file.suffix.lower()
     if suffix in BIOIO:
         found = read_bioio(file, max_bytes)
     elif file.is_dir():
@@ -73,14 +82,12 @@ def read_series(
         yield every_nth_frame(override_axes(image, axes, file), t_step)
 
 
-def _read_picture(file: Path, max_bytes: int) -> ImageFile:
+def _read_picture(file: Path, max_bytes: int | None) -> ImageFile:
     data = np.fromfile(file, dtype=np.uint8)
     height, width, itemsize = picture_header(data[: 2**20].tobytes(), data[-4096:].tobytes(), file)
     refuse_bomb((height, width, 4), itemsize, max_bytes, file)
-    try:
+    with reading(file, "cannot be decoded"):
         array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise DataError(f"{file}: cannot be decoded: {str(error).splitlines()[0]}") from error
     if array is None:
         raise DataError(f"{file}: cannot be decoded as {file.suffix[1:].upper()}")
     if array.ndim == 2:
@@ -125,13 +132,9 @@ def _jpeg_size(head: bytes, where: Path) -> tuple[int, int]:
     raise DataError(f"{where}: JPEG without a frame header")
 
 
-def _read_npy(file: Path, max_bytes: int) -> ImageFile:
-    try:
+def _read_npy(file: Path, max_bytes: int | None) -> ImageFile:
+    with reading(file, "not a readable NPY array"):
         view = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{file}: not a readable NPY array: {error}") from error
-    if view.dtype.kind not in "buif":
-        raise DataError(f"{file}: dtype {view.dtype} is not an image's")
     refuse_bomb(view.shape, view.dtype.itemsize, max_bytes, file)
     axes, rule = axis_rules.guess_axes(view.shape)
     return ImageFile(array=np.array(view), axes=axes, axes_source=rule)

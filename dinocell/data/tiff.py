@@ -14,8 +14,7 @@ import numpy.typing as npt
 import tifffile
 
 from dinocell.data import axes as axis_rules
-from dinocell.data.image import Array, ImageFile, every_nth_frame, override_axes, refuse_bomb
-from dinocell.errors import DataError
+from dinocell.data.image import Array, ImageFile, every_nth_frame, override_axes, reading, refuse_bomb
 
 # tifffile reports every oddity of a file through logging, which would litter the terminal; what matters is raised.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -35,19 +34,16 @@ MICRON_UNITS = {
 }
 
 
-def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int) -> Iterator[ImageFile]:
+def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int | None) -> Iterator[ImageFile]:
     """Every series of a TIFF file; arguments and errors as `io.read_series`."""
-    try:
+    with reading(file, "not a readable TIFF"):
         tiff = tifffile.TiffFile(file)
-    except Exception as error:  # tifffile raises many kinds for broken files
-        raise DataError(f"{file}: not a readable TIFF: {_one_line(error)}") from error
     with tiff:
-        try:
+        with reading(file, "broken TIFF"):
             series = _real_series(tiff)
-        except Exception as error:
-            raise DataError(f"{file}: broken TIFF: {_one_line(error)}") from error
         for number, one in enumerate(series):
-            image = _read_one(tiff, one, file, axes, t_step, max_bytes)
+            with reading(file, "cannot be decoded"):
+                image = _read_one(tiff, one, file, axes, t_step, max_bytes)
             name = f"s{number}" if len(series) > 1 else ""
             yield replace(image, series=name)
 
@@ -67,7 +63,7 @@ def _sides(series: Any) -> tuple[int, int]:
 
 
 def _read_one(
-    tiff: tifffile.TiffFile, series: Any, file: Path, axes: str | None, t_step: int, max_bytes: int
+    tiff: tifffile.TiffFile, series: Any, file: Path, axes: str | None, t_step: int, max_bytes: int | None
 ) -> ImageFile:
     names, source = _axes_of(tiff, series)
     shape = tuple(int(length) for length in series.shape)
@@ -75,10 +71,8 @@ def _read_one(
         names, source = axis_rules.check_given(axes, shape, str(file)), "given"
     step = t_step if names.startswith("T") else 1
     refuse_bomb((-(-shape[0] // step), *shape[1:]), series.dtype.itemsize, max_bytes, file)
-    try:
-        array = _decode(series, shape, step)
-    except Exception as error:
-        raise DataError(f"{file}: cannot be decoded: {_one_line(error)}") from error
+    refuse_bomb(series.keyframe.chunks, series.dtype.itemsize, max_bytes, file)  # a tile may be larger than the image
+    array = _decode(series, shape, step)
     image = ImageFile(
         t_step=step,
         array=array,
@@ -172,7 +166,3 @@ def write_label_tiff(path: Path, labels: npt.NDArray[np.unsignedinteger[Any]], p
         keywords |= {"ome": True, "metadata": {"axes": "YX", **sizes}}
     tifffile.imwrite(path, labels, **keywords)
 
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,30 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from dinocell.data.image import reading
+from dinocell.data.io import read_labels
 from dinocell.errors import DataError
 
-ALLOWED = {
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
+
+class _Array:
+    """Stands for numpy.ndarray, which a pickle could otherwise call with a size of its own choice."""
+
+
+def _reconstruct(*_: Any) -> npt.NDArray[Any]:
+    """The empty array that NumPy's pickles ask for before they set its content."""
+    return np.empty(0, np.int8)
+
+
+def _encode(text: str, _: str = "latin1") -> bytes:
+    """Bytes of pickles before protocol 3."""
+    return text.encode("latin1")
+
+
+_OWN = {"ndarray": _Array, "_reconstruct": _reconstruct, "encode": _encode}
+ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
+    (f"{core}.{module}", name)
+    for core in ("numpy._core", "numpy.core")
+    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
 }
 
 
@@ -28,29 +43,25 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise DataError(
-                f"_seg.npy holds a {module}.{name}, which is not loaded; export masks from Cellpose as TIFF"
-            )
-        return super().find_class(module, name)
+            raise DataError(f"it names {module}.{name!r}, which is not loaded; export masks from Cellpose as TIFF")
+        return _OWN.get(name) or super().find_class(module, name)
 
 
 def read_seg_masks(file: Path) -> npt.NDArray[np.int32]:
-    """The label image (H, W) in a Cellpose _seg.npy.
+    """The label image (H, W) in a Cellpose _seg.npy, or in an array saved under such a name.
 
     Raises:
-        DataError: not such a file, or one that holds anything but arrays.
+        DataError: not such a file, or one that holds anything but arrays and plain values.
     """
-    data = file.read_bytes()
-    stream = io.BytesIO(data)
-    try:
-        version = npy.read_magic(stream)
-        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        reader(stream)
-        content = _Unpickler(stream).load()
-        masks = content.item()["masks"] if isinstance(content, np.ndarray) else content["masks"]
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{file}: not a Cellpose _seg.npy: {error}") from error
-    labels = np.squeeze(np.asarray(masks))
-    if labels.ndim != 2:
-        raise DataError(f"{file}: masks of shape {labels.shape}, not (H, W)")
-    return labels.astype(np.int32)
+    with reading(file, "not a Cellpose _seg.npy"):
+        with file.open("rb") as stream:
+            version = npy.read_magic(stream)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            if not header(stream)[2].hasobject:
+                return read_labels(file)
+            content = _Unpickler(stream).load()
+        content = content.item() if isinstance(content, np.ndarray) and content.size == 1 else content
+        labels = np.squeeze(np.asarray(content.get("masks") if isinstance(content, Mapping) else content))
+        if labels.ndim != 2 or labels.dtype.kind not in "biu":
+            raise DataError(f"holds no (H, W) integer array 'masks': export the masks as TIFF or PNG")
+        return labels.astype(np.int32)
