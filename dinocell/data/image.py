@@ -21,9 +21,9 @@ Plane = npt.NDArray[Any]
 LIMIT = "DINOCELL_MAX_GIB"
 """Environment variable: largest decoded array (GiB) that is read, however small its file is."""
 DEFAULT_GIB = 8.0
-MAX_EXPANSION = 2000
-"""Times that a file may grow in decoding: deflate, LZW and PackBits stay below, even on a blank image."""
-SMALL = 2**28
+MAX_EXPANSION = 5000
+"""Times that a file may grow in decoding: deflate, LZW and PackBits stay below, even for a blank picture."""
+SMALL = 2**26
 """Bytes that are decoded whatever the expansion."""
 
 

@@ -84,8 +84,8 @@ def _series(file: Path, axes: str | None, t_step: int, max_bytes: int | None) ->
 
 def _read_picture(file: Path, max_bytes: int | None) -> ImageFile:
     data = np.fromfile(file, dtype=np.uint8)
-    height, width, itemsize = picture_header(data[: 2**20].tobytes(), data[-4096:].tobytes(), file)
-    refuse_bomb((height, width, 4), itemsize, max_bytes, file)
+    shape, itemsize = picture_header(data[: 2**20].tobytes(), data[-4096:].tobytes(), file)
+    refuse_bomb(shape, itemsize, max_bytes, file)
     with reading(file, "cannot be decoded"):
         array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if array is None:
@@ -98,8 +98,8 @@ def _read_picture(file: Path, max_bytes: int | None) -> ImageFile:
     return ImageFile(array=cv2.cvtColor(array, upright), axes="YXS", axes_source="metadata")
 
 
-def picture_header(head: bytes, tail: bytes, where: Path) -> tuple[int, int, int]:
-    """Height, width and bytes a sample of a PNG, JPEG or BMP, read without decoding it.
+def picture_header(head: bytes, tail: bytes, where: Path) -> tuple[tuple[int, int, int], int]:
+    """Height, width and samples, and bytes a sample, that a PNG, JPEG or BMP decodes to, read without decoding it.
 
     Raises:
         DataError: not such a file, or its end is missing (decoders silently pad truncated pictures).
@@ -107,33 +107,35 @@ def picture_header(head: bytes, tail: bytes, where: Path) -> tuple[int, int, int
     if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 33:
         if b"IEND" not in tail:
             raise DataError(f"{where}: truncated PNG, its end is missing")
-        return int.from_bytes(head[20:24]), int.from_bytes(head[16:20]), max(head[24] // 8, 1)
+        samples = 1 if head[25] == 0 else 4
+        return (int.from_bytes(head[20:24]), int.from_bytes(head[16:20]), samples), max(head[24] // 8, 1)
     if head[:2] == b"\xff\xd8":
         if b"\xff\xd9" not in tail:
             raise DataError(f"{where}: truncated JPEG, its end is missing")
-        return *_jpeg_size(head, where), 1
+        return _jpeg_shape(head, where), 1
     if head[:2] == b"BM" and len(head) >= 26:
         size = int.from_bytes(head[2:6], "little")
         height = abs(int.from_bytes(head[22:26], "little", signed=True))
         width = abs(int.from_bytes(head[18:22], "little", signed=True))
         if size > where.stat().st_size:
             raise DataError(f"{where}: truncated BMP, {where.stat().st_size} of {size} bytes")
-        return height, width, 1
+        return (height, width, 4), 1
     raise DataError(f"{where}: not a PNG, JPEG or BMP file")
 
 
-def _jpeg_size(head: bytes, where: Path) -> tuple[int, int]:
+def _jpeg_shape(head: bytes, where: Path) -> tuple[int, int, int]:
     position = 2
     while position + 9 < len(head) and head[position] == 0xFF:
         marker = head[position + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            return int.from_bytes(head[position + 5 : position + 7]), int.from_bytes(head[position + 7 : position + 9])
+            height, width = (int.from_bytes(head[position + k : position + k + 2]) for k in (5, 7))
+            return height, width, head[position + 9]
         position += 2 + int.from_bytes(head[position + 2 : position + 4])
     raise DataError(f"{where}: JPEG without a frame header")
 
 
 def _read_npy(file: Path, max_bytes: int | None) -> ImageFile:
-    with reading(file, "not a readable NPY array"):
+    with reading(file, "not a readable NPY array (pickled objects are not loaded)"):
         view = np.load(file, mmap_mode="r", allow_pickle=False)
     refuse_bomb(view.shape, view.dtype.itemsize, max_bytes, file)
     axes, rule = axis_rules.guess_axes(view.shape)

@@ -81,7 +81,8 @@ def _to_unit(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[n
     if gray.dtype.kind in "bui" and gray.dtype.itemsize > 2:
         values = (gray.astype(np.float64) - bottom).astype(np.float32)  # float32 alone would round 32-bit counts
     else:
-        values = gray.astype(np.float32) - np.float32(bottom)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite or absurdly large values, which are clipped
+            values = gray.astype(np.float32) - np.float32(bottom)
     values *= np.float32(1 / (top - bottom))
     np.clip(values, 0, 1, out=values)
     return np.nan_to_num(values, copy=False)

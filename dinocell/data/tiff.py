@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import tifffile
 
 from dinocell.data import axes as axis_rules
 from dinocell.data.image import Array, ImageFile, every_nth_frame, override_axes, reading, refuse_bomb
+from dinocell.errors import DataError
 
 # tifffile reports every oddity of a file through logging, which would litter the terminal; what matters is raised.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -22,6 +24,8 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 TIFFS = (".tif", ".tiff", ".stk", ".lsm", ".btf", ".tf8")
 MIN_SERIES_FRACTION = 0.5
 """Later series with sides below this fraction of the first one's are thumbnails, labels or pyramid levels."""
+MAX_PLANES = 10**7
+"""More planes than this are no film: a list of them alone would fill the memory."""
 MICRON_UNITS = {
     "micron": 1.0,
     "microns": 1.0,
@@ -49,6 +53,10 @@ def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int | None) 
 
 
 def _real_series(tiff: tifffile.TiffFile) -> list[Any]:
+    for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", tiff.ome_metadata or "" if tiff.is_ome else ""):
+        planes = math.prod(int(size) for size in re.findall(r'\bSize[TZC]="(\d+)"', pixels))
+        if planes > MAX_PLANES:
+            raise ValueError(f"its OME metadata speak of {planes} planes, more than {MAX_PLANES}")
     series = list(tiff.series)
     if not series:
         raise ValueError("no image inside")
@@ -65,8 +73,10 @@ def _sides(series: Any) -> tuple[int, int]:
 def _read_one(
     tiff: tifffile.TiffFile, series: Any, file: Path, axes: str | None, t_step: int, max_bytes: int | None
 ) -> ImageFile:
-    names, source = _axes_of(tiff, series)
     shape = tuple(int(length) for length in series.shape)
+    if len(shape) < 2 or 0 in shape:
+        raise DataError(f"{file}: holds no picture: its first image has shape {shape}")
+    names, source = _axes_of(tiff, series)
     if axes is not None:
         names, source = axis_rules.check_given(axes, shape, str(file)), "given"
     step = t_step if names.startswith("T") else 1
@@ -120,6 +130,8 @@ def _as_photographed(tiff: tifffile.TiffFile, series: Any, image: ImageFile) -> 
         if not (colours.size and colours.max() > 255):
             colours = colours * 257
         table = (colours >> 8).astype(np.uint8)
+        if image.array.max() >= len(table):
+            raise DataError(f"value {image.array.max()} in a picture with a palette of {len(table)} colours")
         return replace(image, array=table[image.array], axes=image.axes + "S")
     if photometric == 0 and image.array.dtype.kind in "bu":
         top = 1 if image.array.dtype.kind == "b" else np.iinfo(image.array.dtype).max
@@ -165,4 +177,3 @@ def write_label_tiff(path: Path, labels: npt.NDArray[np.unsignedinteger[Any]], p
         sizes = {"PhysicalSizeX": pixel_size, "PhysicalSizeY": pixel_size}
         keywords |= {"ome": True, "metadata": {"axes": "YX", **sizes}}
     tifffile.imwrite(path, labels, **keywords)
-

@@ -68,8 +68,7 @@ def read_weights(path: str | Path) -> Weights:
     config: Mapping[str, Any] = {}
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
-        if CONFIG_KEY in metadata:
-            config = json.loads(metadata[CONFIG_KEY])
+        config = _stored_config(file, metadata.get(CONFIG_KEY, "{}"))
     else:
         with torch.serialization.safe_globals([argparse.Namespace]):  # in DINO v1's full checkpoints; holds no code
             content = load_file(file)
@@ -77,8 +76,26 @@ def read_weights(path: str | Path) -> Weights:
         if isinstance(run_config, Mapping) and isinstance(run_config.get("model"), Mapping):
             config = run_config["model"]
         tensors = _flatten(content)
+    _refuse_views(file, tensors)
     layout, state = canonical(tensors, str(file))
     return Weights(file=file, layout="DINOCell" if config else layout, state=state, config=config)
+
+
+def _stored_config(file: Path, text: str) -> Mapping[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: its {CONFIG_KEY} is no JSON ({error}); get the file again") from error
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{file}: its {CONFIG_KEY} is a {type(config).__name__}, no mapping; get the file again")
+    return config
+
+
+def _refuse_views(file: Path, tensors: State) -> None:
+    """A tensor that repeats a few stored values can claim any size, and fill the memory when it is first copied."""
+    for name, value in tensors.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"{file}: {name} claims {tuple(value.shape)}, more values than the file stores")
 
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:

@@ -144,7 +144,9 @@ def _infer_config(weights: Weights) -> ViTConfig:
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     # Trained so: plain weights with the 0.1 kludge, register weights without it and with antialiasing.
     trained = {"interpolate_offset": 0.0 if registers else 0.1, "interpolate_antialias": bool(registers)}
-    said = {key: weights.config[key] for key in trained if weights.config.get("registers") == registers}
+    said = {
+        key: weights.config.get(key, trained[key]) for key in trained if weights.config.get("registers") == registers
+    }
     return ViTConfig(
         arch=arch,  # type: ignore[arg-type]
         patch_size=filters.shape[-1],

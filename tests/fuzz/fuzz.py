@@ -1,7 +1,7 @@
 """Damage real files thousands of times and see that every reader and command refuses them in one line.
 
     python tests/fuzz/fuzz.py --cases 5000                     # on files made here
-    python tests/fuzz/fuzz.py --seeds DIR --cases 5000         # on real files (those below 2 MB)
+    python tests/fuzz/fuzz.py --seeds DIR --cases 5000         # on those and on real files below 2 MB
     python tests/fuzz/fuzz.py --target segment --only 4711     # one case again, with its traceback
 
 Cases run in a worker process with limits on time and address space; a crash, a hang, an exception that is no
@@ -43,9 +43,8 @@ def main() -> int:
 
         arguments.models, arguments.scratch = Path(folder, "models"), Path(folder, "scratch")
         targets.write_models(arguments.models)
-        if arguments.seeds is None:
-            arguments.seeds = Path(folder, "corpus")
-            targets.write_corpus(arguments.seeds)
+        targets.write_corpus(Path(folder, "corpus"))
+        arguments.seeds = [*(arguments.seeds or []), Path(folder, "corpus")]
         names = list(targets.TARGETS) if arguments.target is None else arguments.target.split(",")
         if arguments.only is not None:
             bench = targets.Bench(arguments.seeds, arguments.models, arguments.keep, arguments.seed)
@@ -56,7 +55,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=Path, help="folder of whole files; default: small ones written here")
+    parser.add_argument("--seeds", type=Path, action="append", help="folder of whole files, beside those written here")
     parser.add_argument("--cases", type=int, default=1000, help="cases, over all targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
@@ -109,9 +108,10 @@ class Worker:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         words = [sys.executable, __file__, "--worker", "--seed", str(arguments.seed)]
-        for name in ("seeds", "models", "scratch"):
+        for name in ("models", "scratch"):
             words += [f"--{name}", str(getattr(arguments, name))]
-        self.errors = tempfile.TemporaryFile()
+        words += [f"--seeds={folder}" for folder in arguments.seeds]
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the worker
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )

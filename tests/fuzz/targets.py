@@ -81,9 +81,11 @@ def write_models(folder: Path) -> None:
 class Bench:
     """Seeds, models and a scratch folder; `run(name, number)` is one case, the same whenever it is run."""
 
-    def __init__(self, seeds: Path, models: Path, scratch: Path, seed: int) -> None:
+    def __init__(self, seeds: list[Path], models: Path, scratch: Path, seed: int) -> None:
         self.models, self.scratch, self.seed = models, scratch, seed
-        every = sorted(p for p in seeds.rglob("*") if not any(q.suffix == ".zarr" for q in p.parents))
+        every = sorted(
+            p for folder in seeds for p in folder.rglob("*") if not any(q.suffix == ".zarr" for q in p.parents)
+        )
         self.files = [
             path
             for path in every

@@ -63,5 +63,5 @@ def read_seg_masks(file: Path) -> npt.NDArray[np.int32]:
         content = content.item() if isinstance(content, np.ndarray) and content.size == 1 else content
         labels = np.squeeze(np.asarray(content.get("masks") if isinstance(content, Mapping) else content))
         if labels.ndim != 2 or labels.dtype.kind not in "biu":
-            raise DataError(f"holds no (H, W) integer array 'masks': export the masks as TIFF or PNG")
+            raise DataError("holds no (H, W) integer array 'masks': export the masks as TIFF or PNG")
         return labels.astype(np.int32)

@@ -1,0 +1,137 @@
+"""Files that promise more than they hold are refused by what they declare, before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from dinocell.data import io
+from dinocell.errors import ConfigError, DataError
+
+SMALL = np.zeros((64, 64), np.uint8)
+HUGE = 50_000
+
+
+def tiff(path: Path, tags: dict[str, int], **keywords: object) -> Path:
+    tifffile.imwrite(path, SMALL, metadata=None, **keywords)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for name, value in tags.items():
+            file.pages[0].tags[name].overwrite(value)  # type: ignore[union-attr]
+    return path
+
+
+def described(path: Path, text: str) -> Path:
+    tifffile.imwrite(path, SMALL, metadata=None, description=text.encode())
+    return path
+
+
+def picture(path: Path, at: Callable[[bytes], int], value: bytes) -> Path:
+    cv2.imwrite(str(path), SMALL)
+    data = bytearray(path.read_bytes())
+    start = at(bytes(data))
+    data[start : start + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
+def many_planes(path: Path) -> Path:
+    tifffile.imwrite(path, np.zeros((3, 64, 64), np.uint8), ome=True, metadata={"axes": "TYX"})
+    with tifffile.TiffFile(path) as file:
+        text = str(file.ome_metadata).replace('SizeT="3"', 'SizeT="99999999"')
+    return described(path, text)
+
+
+def npy(path: Path) -> Path:
+    np.save(path, SMALL)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"(64, 64), }" + b" " * 12, b"(6400000, 6400000), }  "))
+    return path
+
+
+BOMBS: dict[str, Callable[[Path], Path]] = {
+    "strips": lambda d: tiff(
+        d / "a.tif", {"ImageLength": HUGE, "ImageWidth": HUGE}, compression="zlib", rowsperstrip=16
+    ),
+    "raw": lambda d: tiff(d / "a.tif", {"ImageLength": 10**6, "ImageWidth": 10**6}),
+    "tiles": lambda d: tiff(d / "a.tif", {"TileWidth": 2**15, "TileLength": 2**15}, compression="zlib", tile=(16, 16)),
+    "shape": lambda d: described(d / "a.tif", '{"shape": [100000000, 64, 64]}'),
+    "planes": lambda d: many_planes(d / "a.ome.tif"),
+    "jpeg": lambda d: picture(d / "a.jpg", lambda b: b.index(b"\xff\xc0") + 5, b"\xff\xff\xff\xff"),
+    "bmp": lambda d: picture(d / "a.bmp", lambda _: 18, struct.pack("<ii", HUGE, HUGE)),
+    "npy": lambda d: npy(d / "a.npy"),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_are_refused_without_the_memory_they_ask_for(kind: str, tmp_path: Path) -> None:
+    path = BOMBS[kind](tmp_path)
+    assert path.stat().st_size < 20_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=re.escape(path.name)) as caught:
+            io.read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_refusal_says_what_where_how_much_and_what_to_do(tmp_path: Path) -> None:
+    path = BOMBS["strips"](tmp_path)
+    with pytest.raises(DataError) as caught:
+        io.read_image(path)
+    for part in (str(path), "2.3 GiB", "(50000, 50000)", "1/5000", "DINOCELL_MAX_GIB"):
+        assert part in str(caught.value)
+
+
+def test_a_blank_image_is_no_bomb(tmp_path: Path) -> None:
+    blank = np.zeros((8_200, 8_200), np.uint8)  # deflate reaches its best, 1 : 1,000
+    tifffile.imwrite(tmp_path / "a.tif", blank, compression="zlib", tile=(1024, 1024))
+    cv2.imwrite(str(tmp_path / "a.png"), blank)
+    for name in ("a.tif", "a.png"):
+        assert blank.nbytes > 500 * (tmp_path / name).stat().st_size
+        assert io.read_image(tmp_path / name).array.shape == blank.shape
+
+
+def test_the_limit_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((1000, 1000), np.uint16))
+    monkeypatch.setenv("DINOCELL_MAX_GIB", "0.001")
+    with pytest.raises(DataError, match=r"limit of 0\.0 GiB; .*DINOCELL_MAX_GIB"):
+        io.read_image(tmp_path / "a.tif")
+    monkeypatch.setenv("DINOCELL_MAX_GIB", "1")
+    assert io.read_image(tmp_path / "a.tif").array.nbytes == 2_000_000
+    monkeypatch.setenv("DINOCELL_MAX_GIB", "much")
+    with pytest.raises(ConfigError, match="DINOCELL_MAX_GIB: a number of GiB above 0, got 'much'"):
+        io.read_image(tmp_path / "a.tif")
+
+
+def test_a_limit_set_by_hand_lets_sparse_files_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((10_000, 8_000), np.uint8), compression="zstd", rowsperstrip=10_000)
+    if (tmp_path / "a.tif").stat().st_size * 5000 > 80_000_000:
+        pytest.skip("zstd compresses less here")
+    with pytest.raises(DataError, match="1/5000"):
+        io.read_image(tmp_path / "a.tif")
+    monkeypatch.setenv("DINOCELL_MAX_GIB", "1")
+    assert io.read_image(tmp_path / "a.tif").array.shape == (10_000, 8_000)
+
+
+def test_zarr_bombs(tmp_path: Path) -> None:
+    pytest.importorskip("bioio_ome_zarr")
+    writers = pytest.importorskip("bioio_ome_zarr.writers")
+    path = tmp_path / "a.ome.zarr"
+    axes = {"axes_names": ["y", "x"], "axes_types": ["space", "space"], "zarr_format": 2}
+    writers.OMEZarrWriter(store=str(path), level_shapes=[(64, 64)], dtype=SMALL.dtype, **axes).write_full_volume(SMALL)
+    assert io.read_image(path).array.shape == (64, 64)
+    header = path / "0" / ".zarray"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"shape": [10**6, 10**6]}))
+    with pytest.raises(DataError, match=r"a\.ome\.zarr: decodes to 931\.3 GiB"):
+        io.read_image(path)
