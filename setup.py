@@ -58,7 +58,8 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.29"],
         "formats": ["bioio", "bioio-czi", "bioio-nd2", "liffile", "bioio-ome-zarr"],
-        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2"],
+        "parquet": ["pyarrow>=14"],
+        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2", "pyarrow>=14"],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["dinocell = dinocell.cli:main"]},

@@ -129,9 +129,14 @@ def segment(
     model: Annotated[
         str | None, typer.Option(help="Model folder, or a packaged name (dinocell models); default: cells.")
     ] = None,
-    save: Annotated[str, typer.Option(help="Any of labels,overlay,outlines,csv,geojson,rois,npy,flows.")] = "labels",
+    save: Annotated[
+        str, typer.Option(help="Any of labels,overlay,outlines,csv,geojson,rois,npy,flows,embeddings.")
+    ] = "labels",
     axes: Annotated[str | None, typer.Option(help="Axes of the files, e.g. CYX, where they are guessed wrong.")] = None,
-    channel: Annotated[int | None, typer.Option(help="Channel to segment, from 0; default: all combined.")] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Channel to segment, number from 0 or name; default: all combined.")
+    ] = None,
+    z: Annotated[str | None, typer.Option(help="Z stacks: best, max, mean or a number from 0; default: each.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by device.")] = None,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
@@ -153,6 +158,7 @@ def segment(
                 save=save_formats(save),
                 axes=axes,
                 channel=channel,
+                z=z,
                 device=device,
                 batch_size=batch_size,
                 skip_existing=skip_existing,

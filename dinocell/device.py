@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from dinocell import log
 from dinocell.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def choose_device(name: str = "auto") -> tuple[torch.device, str]:
+def choose_device(name: str = "auto", *, probe: bool = True) -> tuple[torch.device, str]:
     """Return the device and the reason for it.
 
-    `auto` prefers CUDA, then Apple's MPS, then the CPU. A GPU that is present but unusable is said in the reason.
+    `auto` prefers CUDA, then Apple's MPS, then the CPU. A GPU that is present but cannot be used is a warning that
+    says why, and the reason says it too.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        probe: let `auto` multiply two small matrices on the GPU. Not for several processes on one machine: each would
+            open the first GPU.
 
     Raises:
         ConfigError: the device is unknown, or was asked for by name and cannot be used.
     """
     if name == "auto":
-        return _automatic_device()
+        return _automatic_device(probe)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -38,25 +48,56 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
     return device, "asked for"
 
 
-def _automatic_device() -> tuple[torch.device, str]:
-    if torch.cuda.is_available():
-        return torch.device("cuda"), f"{torch.cuda.get_device_name(0)} found"
-    if torch.backends.mps.is_available():
-        return torch.device("mps"), "Apple GPU found"
-    return torch.device("cpu"), _why_no_cuda()
+def _automatic_device(probe: bool) -> tuple[torch.device, str]:
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    if gpu is not None:
+        problem = _fails_on(gpu) if probe else None
+        if problem is None:
+            return torch.device(gpu), f"{torch.cuda.get_device_name(0) if gpu == 'cuda' else 'Apple GPU'} found"
+        reason = f"the {gpu} GPU fails: {problem}"
+        log.warning(f"device: {reason}; the CPU is used instead")
+        return torch.device("cpu"), reason
+    unused = unused_gpu()
+    if unused is not None:
+        log.warning(f"device: {unused}; the CPU is used instead")
+    return torch.device("cpu"), unused or _why_no_cuda()
+
+
+@lru_cache(maxsize=2)
+def _fails_on(gpu: str) -> str | None:
+    """Why a GPU that torch offers cannot compute: no kernels for its generation, or taken by another process."""
+    try:
+        ones = torch.ones(8, 8, device=gpu)
+        (ones @ ones).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None
+
+
+def unused_gpu() -> str | None:
+    """Why a GPU of this machine cannot be used by the torch that is installed; None without one, or if it is hidden."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return None  # hidden on purpose
+    if _has_nvidia_driver():
+        return _why_no_cuda()
+    if Path("/dev/kfd").exists() and torch.version.hip is None:
+        return "an AMD GPU is present but this torch is no ROCm build"
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return "an Apple GPU is present but this torch cannot use it (built without Metal, or macOS is too old)"
+    return None
 
 
 def _why_no_cuda() -> str:
     """Why CUDA cannot be used; above all, that a CPU-only torch was installed on a machine with an NVIDIA driver."""
     driver = _has_nvidia_driver()
+    if driver and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides the GPU"
     if torch.version.cuda is None:
         return "an NVIDIA driver is present but this torch is a CPU build" if driver else "no GPU found"
     return "an NVIDIA driver is present but CUDA does not start" if driver else "no NVIDIA GPU found"
 
 
 def _has_nvidia_driver() -> bool:
-    from pathlib import Path
-
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 

@@ -57,7 +57,7 @@ def setup(device: str = "auto") -> World:
     if _world is not None:
         return _world
     launcher, rank, local_rank, size = _place(os.environ)
-    chosen, reason = choose_device(device)
+    chosen, reason = choose_device(device, probe=size == 1)
     if chosen.type == "cuda":
         index = chosen.index if chosen.index is not None else local_rank % torch.cuda.device_count()
         chosen = torch.device("cuda", index)

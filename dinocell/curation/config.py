@@ -42,7 +42,7 @@ class CurateConfig:
     crops_per_image: int = field(1, "crops of each gray plane, best first")
     max_overlap: float = field(0.25, "largest share of its area a further crop may share with a better one")
     axes: str | None = field(None, "letters out of TZCYXS that override what files say, e.g. ZYX; null reads metadata")
-    z: Literal["focus", "max"] = field("focus", "a Z stack becomes its best focused plane or its maximum")
+    z: Literal["focus", "max", "mean"] = field("focus", "a Z stack becomes its best focused plane, maximum or mean")
     t_step: int = field(1, "take every n-th time point")
     colour: Literal["auto", "luma", "channels"] = field(
         "auto", "colour pictures: luma, separate channels, or luma when bright (stains) and channels when dark (dyes)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 
@@ -15,7 +17,7 @@ def laplacian_variance(plane: Array) -> float:
     return float(deviation[0, 0]) ** 2
 
 
-def best_focus(stack: Array) -> int:
+def best_focus(stack: Iterable[Array]) -> int:
     """Index of the plane of a stack (Z, H, W) with the highest Laplacian variance relative to its mean square.
 
     The ratio keeps a dim sharp plane ahead of a bright blurred one.

@@ -15,7 +15,7 @@ from dinocell.data.focus import best_focus
 from dinocell.data.image import Array, ImageFile, Plane
 from dinocell.data.preprocess import stretch
 
-DepthRule = Literal["focus", "max"]
+DepthRule = Literal["focus", "max", "mean"]
 ColourRule = Literal["auto", "luma", "channels"]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -33,7 +33,7 @@ def planes(
 ) -> Iterator[tuple[str, Plane]]:
     """Named gray planes (H, W) of an image: each time point, each channel, and the channels combined (paper §3.1.1).
 
-    Depth becomes one plane: the best focused one, or the maximum. Colour (S axis) pictures give one plane when
+    Depth becomes one plane: the best focused one, the maximum or the mean. Colour (S axis) pictures give one plane when
     their channels are equal; under "auto" otherwise the luma of a bright picture (a stain or a camera) or the
     separate channels of a dark one (fluorophores). Alpha is dropped.
 
@@ -111,7 +111,17 @@ def flatten_depth(stack: Array, axes: str, z: DepthRule) -> Plane:
     """(Y, X) from (Y, X) or (Z, Y, X)."""
     if "Z" not in axes:
         return stack
-    return stack[best_focus(stack)] if z == "focus" else stack.max(axis=0)
+    if z == "focus":
+        return stack[best_focus(stack)]
+    return np.asarray(stack.max(axis=0)) if z == "max" else mean_depth(stack, 0)
+
+
+def mean_depth(stack: Array, axis: int) -> Array:
+    """Mean along an axis, rounded to the dtype of integers; float32 of other floats, float64 stays."""
+    mean = stack.mean(axis=axis, dtype=np.float64)
+    if stack.dtype.kind in "bui":
+        return np.rint(mean).astype(stack.dtype)
+    return np.asarray(mean.astype(stack.dtype if stack.dtype == np.float64 else np.float32))
 
 
 def value_range(plane: Plane) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.inference.depth import choose_depth
 from dinocell.inference.packaged import find_model
 from dinocell.inference.planes import Image, count_planes, open_image
 from dinocell.inference.segment import Segmenter, merge_options
@@ -57,7 +58,7 @@ def segment(
         weights = folder / "model.safetensors"
         model = _cached_model(folder, weights.stat().st_mtime_ns if weights.is_file() else 0, device)
     merged = merge_options(None, options)
-    opened = open_image(image, merged.axes)
+    opened = choose_depth(open_image(image, merged.axes), merged.z, merged.channel)
     results = [result.labels for result in model.segment_planes(opened, merged)]
     stacked = count_planes(opened) > 1 or bool({"T", "Z"} & set(opened.axes))
     return np.stack(results) if stacked else results[0]

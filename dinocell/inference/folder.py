@@ -20,6 +20,7 @@ from dinocell.checkpoint import atomic_write_bytes
 from dinocell.data.io import list_images
 from dinocell.device import Precision
 from dinocell.errors import ConfigError, DinoCellError
+from dinocell.inference.depth import choose_depth
 from dinocell.inference.naming import unique_stems, without_results
 from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
 from dinocell.inference.planes import InputPlane, count_planes, iter_planes, open_image
@@ -113,6 +114,7 @@ def run(
         ConfigError: an unknown format or option, inputs that match nothing, no model.
     """
     formats, options = check_formats(save), merge_options(options, changes)
+    options = dataclasses.replace(options, embeddings="embeddings" in formats)
     files = _files(inputs)
     if not isinstance(model, Segmenter):
         model = Segmenter(model, device=device, precision=precision, batch_size=batch_size)
@@ -214,7 +216,7 @@ class _Run:
         try:
             if file.stat().st_size > AHEAD_BYTES and not now:
                 return _Opened(file, stem, 1, iter(()), deferred=True)
-            image = open_image(file, self.options.axes)
+            image = choose_depth(open_image(file, self.options.axes), self.options.z, self.options.channel)
             return _Opened(file, stem, count_planes(image), iter_planes(image, self.options.channel))
         except Exception as error:  # whatever a reader raises on a bad file must not stop the others
             return _Opened(file, stem, 1, iter(()), Outcome(**about, status="failed", reason=_reason(error)))

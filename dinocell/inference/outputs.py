@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
@@ -25,7 +26,7 @@ from dinocell.inference.outlines import Polygon, cell_polygons
 from dinocell.inference.result import SegmentationResult
 from dinocell.report.overlays import contours, overlay, to_rgb
 
-Format = Literal["labels", "overlay", "outlines", "csv", "geojson", "rois", "npy", "flows"]
+Format = Literal["labels", "overlay", "outlines", "csv", "geojson", "rois", "npy", "flows", "embeddings"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 SUFFIXES: dict[Format, str] = {
@@ -37,6 +38,7 @@ SUFFIXES: dict[Format, str] = {
     "rois": "_rois.zip",
     "npy": "_seg.npy",
     "flows": "_flows.npz",
+    "embeddings": "_embeddings.parquet",
 }
 
 CELLPOSE_FLOW_SCALE = 5.0
@@ -50,11 +52,15 @@ def check_formats(save: Sequence[str]) -> tuple[Format, ...]:
     """The formats named, each once, in the order of `FORMATS`.
 
     Raises:
-        ConfigError: none, or an unknown one.
+        ConfigError: none, an unknown one, or one whose package is not installed.
     """
     unknown = [name for name in save if name not in FORMATS]
     if unknown or not save:
         raise ConfigError(f"save: {unknown[0] if unknown else 'nothing'!r} is no format; known: {', '.join(FORMATS)}")
+    if "embeddings" in save and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(
+            "save: embeddings are written as Parquet, which needs pyarrow: pip install 'dinocell[parquet]'"
+        )
     return tuple(name for name in FORMATS if name in save)
 
 
@@ -113,12 +119,14 @@ def _encode(name: Format, result: SegmentationResult, table: pd.DataFrame | None
         case "rois":
             return imagej_rois(result.labels)
         case "npy":
-            return _numpy(lambda file: np.save(file, np.array(cellpose_seg(result, source)), allow_pickle=True))
+            return _written(lambda file: np.save(file, np.array(cellpose_seg(result, source)), allow_pickle=True))
         case "flows":
             maps = _raw_maps(result)
-            return _numpy(
+            return _written(
                 lambda file: np.savez_compressed(file, maps=maps, channels=np.array(result.objective.channels))
             )
+        case "embeddings":
+            return _written(lambda file: result.embedding_table().to_parquet(file, engine="pyarrow", index=False))
 
 
 def label_tiff(labels: NDArray[Any], pixel_size: float | None) -> bytes:
@@ -176,7 +184,7 @@ def _png(rgb: NDArray[np.uint8]) -> bytes:
     return bytes(data.tobytes())
 
 
-def _numpy(write: Callable[[io.BytesIO], None]) -> bytes:
+def _written(write: Callable[[io.BytesIO], None]) -> bytes:
     file = io.BytesIO()
     write(file)
     return file.getvalue()

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
+from dinocell.errors import ConfigError
 from dinocell.inference.planes import InputPlane
 from dinocell.inference.table import cell_table
 from dinocell.objectives import Objective
@@ -30,6 +31,7 @@ class SegmentationResult:
         objective: what the maps mean.
         plane: the plane that was segmented.
         notes: what the user should know about this plane, one line each.
+        embeddings: (n, D) float32, the mean patch token of each cell, in the order of `table()`; None unless asked for.
     """
 
     labels: NDArray[Any]
@@ -37,6 +39,7 @@ class SegmentationResult:
     objective: Objective
     plane: InputPlane
     notes: tuple[str, ...] = ()
+    embeddings: Float32 | None = None
 
     @property
     def count(self) -> int:
@@ -61,6 +64,20 @@ class SegmentationResult:
         """One row a cell: see `dinocell.inference.table.cell_table`."""
         probability = self.probability if self.maps is None else _Probability(self.maps, self.objective)
         return cell_table(self.labels, self.plane.channels, probability, self.plane.pixel_size)
+
+    def embedding_table(self) -> pd.DataFrame:
+        """One row a cell: `label`, then `e0` … of its embedding.
+
+        Raises:
+            ConfigError: they were not asked for (`SegmentOptions.embeddings`).
+        """
+        if self.embeddings is None:
+            raise ConfigError("embeddings: none were made; segment with embeddings=True")
+        numbers = np.unique(self.labels)
+        names = [f"e{number}" for number in range(self.embeddings.shape[1])]
+        table = pd.DataFrame(self.embeddings, columns=names)
+        table.insert(0, "label", numbers[numbers > 0].astype(np.int64))
+        return table
 
 
 class _Probability:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from dinocell.config import field, from_dict
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.errors import ConfigError
 from dinocell.inference import large
+from dinocell.inference.depth import Depth, check_depth, choose_depth
+from dinocell.inference.embeddings import cell_embeddings, frame_of
 from dinocell.inference.fitting import Fit, fit_plane, unfit_maps
 from dinocell.inference.packaged import find_model
 from dinocell.inference.planes import Channel, Image, InputPlane, count_planes, iter_planes, open_image
 from dinocell.inference.result import SegmentationResult, compact_dtype
 from dinocell.inference.streaming import StreamedInput
-from dinocell.inference.tiling import OVERLAP, predict_stream
+from dinocell.inference.tiling import OVERLAP, Window, predict_stream
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 
@@ -42,11 +45,13 @@ class SegmentOptions:
 
     axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
     channel: Channel | None = field(None, "channel to segment, index from 0 or name; default: all, combined to gray")
+    z: Depth | None = field(None, "Z stacks as one plane: best, max, mean or a number from 0; default: each depth")
     diameter: float | None = field(None, "typical cell diameter in the image; rescales to the model's own", "px")
     pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
     threshold: float | None = field(None, "probability above which a pixel belongs to a cell")
     min_size: int | None = field(None, "smallest cell kept", "px")
     max_size_fraction: float | None = field(None, "largest cell kept, as part of the image")
+    embeddings: bool = field(False, "also the mean patch token of each cell; the backbone runs once more")
     flow_error: float | None = field(None, "largest mean squared flow error of a cell; 0 = no check")
 
     def __post_init__(self) -> None:
@@ -54,6 +59,7 @@ class SegmentOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}: must be above 0, got {value}")
+        check_depth(self.z)
 
     def decoding(self, objective: ObjectiveConfig) -> ObjectiveConfig:
         """The model's objective with the thresholds that the user changed."""
@@ -100,6 +106,7 @@ class Segmenter:
             self.model = model.to(self.device).eval()
         else:
             self.model, meta = load_model_folder(find_model(model), self.device)
+        self._embedding = threading.Lock()
         self.meta: dict[str, Any] = dict(meta)
         self.window = int(self.meta["crop_size"])
         self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
@@ -132,12 +139,12 @@ class Segmenter:
             DataError: the image cannot be read.
         """
         options = merge_options(options, changes)
-        opened = open_image(image, options.axes)
+        opened = choose_depth(open_image(image, options.axes), options.z, options.channel)
         count = count_planes(opened)
         if count != 1:
             raise ConfigError(
                 f"the image is a stack of {count} planes ({opened.axes}, {opened.axes_source}); use segment_planes(), "
-                "or name its axes, e.g. axes='CYX'"
+                "name its axes, e.g. axes='CYX', or choose a depth, e.g. z='best'"
             )
         return next(self.stream(iter_planes(opened, options.channel), options))
 
@@ -146,7 +153,8 @@ class Segmenter:
     ) -> Iterator[SegmentationResult]:
         """Segment every time point and depth of an image, each on its own; see `segment` for the arguments."""
         options = merge_options(options, changes)
-        yield from self.stream(iter_planes(open_image(image, options.axes), options.channel), options)
+        opened = choose_depth(open_image(image, options.axes), options.z, options.channel)
+        yield from self.stream(iter_planes(opened, options.channel), options)
 
     def stream(self, planes: Iterable[InputPlane], options: SegmentOptions) -> Iterator[SegmentationResult]:
         """Segment planes one after the other, windows batched across them."""
@@ -178,10 +186,11 @@ class Segmenter:
         """
         if options.pixel_size is not None:
             plane = dataclasses.replace(plane, pixel_size=options.pixel_size)
-        return large.segment_large(
+        source = StreamedInput(plane.gray, self.preprocess)
+        result = large.segment_large(
             self.model,
             plane,
-            StreamedInput(plane.gray, self.preprocess),
+            source,
             options.decoding(self.objective),
             window=self.window,
             overlap=self.overlap,
@@ -190,6 +199,10 @@ class Segmenter:
             dtype=self.dtype,
             folder=scratch,
         )
+        if options.embeddings:
+            embeddings = self._embed(result.labels, lambda at: source.region(*at.slices), source.size, source.size)
+            result = dataclasses.replace(result, embeddings=embeddings)
+        return result
 
     def prepare(self, plane: InputPlane, options: SegmentOptions) -> Job:
         """Preprocess a plane; thread-safe."""
@@ -213,7 +226,8 @@ class Segmenter:
             size = (max(1, round(z.shape[1] * scale)), max(1, round(z.shape[0] * scale)))
             z = cv2.resize(z, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         z = fit_plane(np.asarray(z, np.float32), self.window, self.fit)
-        return Job(plane=plane, size=_size(gray), z=z, invalid=invalid, notes=notes)
+        kept = z if options.embeddings else None
+        return Job(plane=plane, size=_size(gray), z=z, invalid=invalid, notes=notes, kept=kept)
 
     def _scale(self, options: SegmentOptions) -> float:
         """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
@@ -267,9 +281,42 @@ class Segmenter:
             if job.invalid is not None:
                 labels[job.invalid] = 0
             labels = compact_dtype(labels)
+        embeddings = self._embed_fitted(labels, job) if options.embeddings else None
         return SegmentationResult(
-            labels=labels, maps=maps, objective=objective, plane=job.plane, notes=tuple(job.notes)
+            labels=labels,
+            maps=maps,
+            objective=objective,
+            plane=job.plane,
+            notes=tuple(job.notes),
+            embeddings=embeddings,
         )
+
+    def _embed_fitted(self, labels: NDArray[Any], job: Job) -> Float32:
+        """Embeddings of a plane that `prepare` made fit for the network."""
+        z = np.zeros((self.window, self.window), np.float32) if job.kept is None else job.kept
+        frame, shown = frame_of(z, job.size, self.window, self.fit)
+        return self._embed(labels, lambda at: frame[at.slices], _size(frame), shown)
+
+    def _embed(
+        self,
+        labels: NDArray[Any],
+        region: Callable[[Window], Float32],
+        frame: tuple[int, int],
+        shown: tuple[int, int],
+    ) -> Float32:
+        with self._embedding:  # results are finished in several threads, the network runs in one at a time
+            return cell_embeddings(
+                self.model,
+                labels,
+                region,
+                frame,
+                shown,
+                window=self.window,
+                overlap=self.overlap,
+                batch_size=self.batch_size,
+                device=self.device,
+                dtype=self.dtype,
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -281,6 +328,7 @@ class Job:
     z: Float32 | None
     invalid: NDArray[np.bool_] | None
     notes: list[str]
+    kept: Float32 | None = None
     tag: Any = None
 
 

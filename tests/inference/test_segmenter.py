@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -246,3 +247,53 @@ def test_damaged_weights_are_one_clear_error(model_folder: Path, tmp_path: Path)
         (tmp_path / name).write_bytes((model_folder / name).read_bytes()[:200])
     with pytest.raises(CheckpointError):
         load_model(tmp_path, device="cpu")
+
+
+def volume() -> np.ndarray:
+    """(Z, Y, X): noise, blurred, sharp, and the same twice as bright but blurred."""
+    random = np.random.default_rng(0)
+    sharp = np.full((64, 64), 20.0)
+    sharp[10:30, 10:30] = 120
+    sharp[30:50, 40:60] = 120
+    blurred = cv2.GaussianBlur(sharp, (0, 0), 6)
+    stack = np.stack([blurred / 2, blurred, sharp, 2 * blurred]) + random.normal(0, 0.1, (4, 64, 64))
+    return np.rint(stack).clip(0).astype(np.uint8)
+
+
+@pytest.mark.parametrize("z", ["best", "focus", "max", "mean", 2, "2"])
+def test_a_volume_as_one_plane(z: str | int) -> None:
+    stack = volume()
+    expected: dict[str | int, np.ndarray] = {"max": stack.max(0), "mean": np.rint(stack.mean(0)).astype(np.uint8)}
+    plane = expected.get(z, stack[2])
+    result = bright_segmenter().segment(stack, axes="ZYX", z=z)
+    np.testing.assert_array_equal(result.plane.gray, plane)
+    assert result.plane.name == "" and result.labels.shape == (64, 64)
+    np.testing.assert_array_equal(result.labels, bright_segmenter().segment(plane).labels)
+
+
+def test_depth_of_films_and_channels() -> None:
+    stack = volume()
+    film = np.stack([stack, stack[::-1]])
+    results = list(bright_segmenter().segment_planes(film, axes="TZYX", z="best"))
+    assert [result.plane.name for result in results] == ["t000", "t001"]
+    for result in results:
+        np.testing.assert_array_equal(result.plane.gray, stack[2])
+    channels = np.stack([stack, stack[[2, 1, 0, 3]]])  # the second channel is sharpest at depth 0
+    for channel, depth in ((0, 2), (1, 0)):
+        result = bright_segmenter().segment(channels, axes="CZYX", z="best", channel=channel)
+        np.testing.assert_array_equal(result.plane.channels["c0"], stack[depth])
+        np.testing.assert_array_equal(result.plane.channels["c1"], channels[1, depth])
+    assert segment(film, bright_segmenter(), axes="TZYX", z="max").shape == (2, 64, 64)
+
+
+def test_depths_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"z: no depth 7; the stack has 4, 0 … 3"):
+        bright_segmenter().segment(volume(), axes="ZYX", z=7)
+    with pytest.raises(ConfigError, match=r"z: 'sharpest' is not known; use best \(or focus\), max, mean"):
+        bright_segmenter().segment(volume(), axes="ZYX", z="sharpest")
+    np.testing.assert_array_equal(
+        bright_segmenter().segment(two_squares(), z="best").labels, bright_segmenter().segment(two_squares()).labels
+    )
+    film = np.stack([two_squares()] * 6)
+    assert len(list(bright_segmenter().segment_planes(film, z="max"))) == 6, "a film has no depth"
+    assert "if this is a volume, say so: --axes ZYX" in capsys.readouterr().err
