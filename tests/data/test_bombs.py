@@ -124,14 +124,29 @@ def test_a_limit_set_by_hand_lets_sparse_files_through(tmp_path: Path, monkeypat
     assert io.read_image(tmp_path / "a.tif").array.shape == (10_000, 8_000)
 
 
-def test_zarr_bombs(tmp_path: Path) -> None:
-    pytest.importorskip("bioio_ome_zarr")
-    writers = pytest.importorskip("bioio_ome_zarr.writers")
-    path = tmp_path / "a.ome.zarr"
-    axes = {"axes_names": ["y", "x"], "axes_types": ["space", "space"], "zarr_format": 2}
-    writers.OMEZarrWriter(store=str(path), level_shapes=[(64, 64)], dtype=SMALL.dtype, **axes).write_full_volume(SMALL)
-    assert io.read_image(path).array.shape == (64, 64)
-    header = path / "0" / ".zarray"
-    header.write_text(json.dumps(json.loads(header.read_text()) | {"shape": [10**6, 10**6]}))
-    with pytest.raises(DataError, match=r"a\.ome\.zarr: decodes to 931\.3 GiB"):
-        io.read_image(path)
+V2 = {"zarr_format": 2, "shape": [64, 64], "chunks": [64, 64], "dtype": "|u1"}
+V3 = {
+    "node_type": "array",
+    "shape": [64, 64],
+    "data_type": "uint8",
+    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [64, 64]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "refusal"),
+    [
+        (".zarray", V2 | {"shape": [10**6, 10**6]}, r"decodes to 931\.3 GiB"),
+        (".zarray", V2 | {"chunks": [10**6, 10**6]}, r"decodes to 931\.3 GiB"),
+        (".zarray", V2 | {"shape": [8000, 8000], "chunks": [1, 1]}, "64000000 chunks, more than 10000000"),
+        ("zarr.json", V3 | {"shape": [10**6, 10**6]}, r"decodes to 931\.3 GiB"),
+        ("zarr.json", V3 | {"shape": [10**5, 10**4]}, "1/5000"),
+    ],
+)
+def test_zarr_arrays_are_refused_by_their_headers(
+    name: str, header: dict[str, object], refusal: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.ome.zarr" / "0").mkdir(parents=True)
+    (tmp_path / "a.ome.zarr" / "0" / name).write_text(json.dumps(header))
+    with pytest.raises(DataError, match=rf"a\.ome\.zarr.*{refusal}"):
+        io.read_image(tmp_path / "a.ome.zarr")
