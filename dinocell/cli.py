@@ -208,6 +208,14 @@ def evaluate(
 
 
 @app.command(context_settings=PASS_ON)
+def adapt(context: typer.Context) -> None:
+    """Adapt a model to unlabelled images of your microscope: IMAGES… --from MODEL --out DIR [--labels DATASET]."""
+    from dinocell import adapt
+
+    adapt.main(context.args)
+
+
+@app.command(context_settings=PASS_ON)
 def pca(context: typer.Context) -> None:
     """What backbones see: IMAGE… --weights A [B …] [--mode resize pad tile] [--out pca.png]."""
     from dinocell.inference import features

@@ -37,8 +37,17 @@ def field(default: Any = dataclasses.MISSING, doc: str = "", unit: str = "", *, 
     return dataclasses.field(default=MISSING if default is dataclasses.MISSING else default, metadata=metadata)
 
 
-def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+def load(
+    cls: type[T],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+) -> T:
     """Build a config from an optional recipe file and `key=value` overrides.
+
+    Args:
+        base: nested values that the recipe and the overrides win over.
 
     Raises:
         ConfigError: the file is missing or no YAML, a key is unknown (the nearest is named), a value has the wrong
@@ -47,6 +56,7 @@ def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] 
     merged: dict[str, Any] = read_recipe(path) if path is not None else {}
     origin = str(path) if path is not None else "command line"
     _check_keys(cls, merged, origin)
+    merged = _deep_merge(base or {}, merged)
     for override in overrides:
         parsed = _parse_override(override)
         _check_keys(cls, parsed, f"argument {override!r}")

@@ -199,6 +199,11 @@ class FinetuneConfig:
 
     output_dir: str = field("runs/finetune", "folder of this run; an interrupted run in it is continued")
     seed: int = field(0, "seed of crops, augmentation, dropout and random weights")
+    start: str = field(
+        "",
+        "model folder or packaged model to go on from: its backbone (or backbone.weights), decoder, crop, "
+        "preprocessing and objective replace the recipe's; empty = a new decoder",
+    )
     device: str = field("auto", "auto | cpu | cuda | cuda:N | mps")
     precision: Precision = field("auto", "number format of matrix products")
     crop_size: int = field(512, "side of a training crop and of an inference window (§3.2.1)", "px")

@@ -18,6 +18,7 @@ from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.tuning import Tuning, tuned_fields
 from dinocell.finetune.validation import Validation
+from dinocell.inference.packaged import find_model
 from dinocell.models import SegmentationModel, save_model
 from dinocell.objectives import ObjectiveConfig
 
@@ -45,12 +46,14 @@ def provenance(items: Sequence[LabelledItem], config: FinetuneConfig, diameter: 
     for item in items:
         counts[item.dataset] = counts.get(item.dataset, 0) + 1
     weights = Path(config.backbone.weights) if config.backbone.weights else None
+    if weights is None and config.start:
+        weights = find_model(config.start)
     if weights is not None and weights.is_dir():
         weights = next(iter(sorted(weights.glob("*.safetensors"))), None)
     known = weights is not None and weights.is_file()
     return Provenance(
         datasets=tuple(counts.items()),
-        initial_weights=config.backbone.weights or "random",
+        initial_weights=config.backbone.weights or config.start or "random",
         initial_sha256=sha256_of(weights) if known and weights is not None else "",
         diameter=diameter,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dinocell import log
 from dinocell.finetune.config import BackboneConfig, FinetuneConfig
+from dinocell.finetune.start import load_decoder, start_backbone
 from dinocell.models import SegmentationModel, VisionTransformer, ViTConfig
 from dinocell.models.weights import load_backbone
 from dinocell.optim import parameter_groups
@@ -33,6 +34,8 @@ def build_model(config: FinetuneConfig, channels: int) -> SegmentationModel:
             patch_resize=settings.patch_resize,
             drop_path=settings.drop_path,
         )
+    elif config.start:
+        backbone = start_backbone(config)
     else:
         log.info(f"backbone: {settings.arch}/{settings.patch_size} from random weights (backbone.weights is empty)")
         backbone = VisionTransformer(
@@ -51,6 +54,8 @@ def build_model(config: FinetuneConfig, channels: int) -> SegmentationModel:
     torch.manual_seed(config.seed + 1)  # the decoder starts alike from any backbone
     model = SegmentationModel(backbone, config.decoder, channels, config.crop_size, config.network_size)
     initialise_decoder(model.decoder)
+    if config.start:
+        load_decoder(config, model)
     return model
 
 

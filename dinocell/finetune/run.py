@@ -26,6 +26,7 @@ from dinocell.finetune.memory import choose_accumulation, is_out_of_memory, out_
 from dinocell.finetune.model import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
 from dinocell.finetune.output import RunOutput
 from dinocell.finetune.setup import RunData, check_resumable, open_run_data
+from dinocell.finetune.start import adopt
 from dinocell.finetune.token_cache import build_token_cache, known_tokens
 from dinocell.finetune.tuning import tune
 from dinocell.finetune.validation import Validation, Validator, decoding_while_training
@@ -45,6 +46,7 @@ def run(config: FinetuneConfig) -> Path:
         DataError: no usable training data, or the loss is no longer a number.
         CheckpointError: weights or checkpoints cannot be read.
     """
+    config = adopt(config)
     world = distributed.setup(config.device)
     share = world.world_size * config.train.accumulate
     if config.train.batch_size % share:

@@ -1,5 +1,6 @@
 """Segmentation metrics on label images: NumPy and SciPy only. See docs/metrics.md."""
 
+from dinocell.metrics.bootstrap import Interval, difference_intervals, score_intervals
 from dinocell.metrics.functions import (
     average_precision,
     count_error,
@@ -16,11 +17,13 @@ from dinocell.metrics.semantic import SemanticScores, pool_semantic, semantic_sc
 __all__ = [
     "METRICS",
     "ImageScores",
+    "Interval",
     "Overlaps",
     "SemanticScores",
     "average_precision",
     "count_error",
     "det",
+    "difference_intervals",
     "find_overlaps",
     "macro_mean",
     "match_by_iou",
@@ -31,6 +34,7 @@ __all__ = [
     "pool",
     "pool_semantic",
     "score_image",
+    "score_intervals",
     "score_overlaps",
     "seg",
     "semantic_scores",

@@ -1,0 +1,82 @@
+"""The model's own segmentation of the unlabelled crops, as a labelled data set: what the decoder is re-aligned to."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dinocell import log
+from dinocell.checkpoint import atomic_write_bytes, atomic_write_text
+from dinocell.data.io import read_image, to_gray
+from dinocell.errors import DataError
+from dinocell.inference import SegmentationResult, Segmenter
+
+LIMIT = 160  # crops segmented
+UNSURE = 0.2  # a pixel outside the cells found with a probability above is left out of the loss
+DATASET = """\
+name: model-predictions
+modality: unknown
+fully_annotated: true
+licence: that of the images
+source: predictions of the model that is adapted, not annotations
+"""
+
+
+def write_pseudo_labels(model: Segmenter, crops: Path, out: Path, seed: int) -> int:
+    """Segment up to `LIMIT` curated crops into out/{train,val}/{images,masks,ignore}; returns the cells found.
+
+    A tenth of the crops, and four where there are eight, go to val. A second call does nothing.
+
+    Raises:
+        DataError: fewer than two crops, or the model finds no cell in any of them.
+    """
+    done = out / "complete.json"
+    if done.is_file():
+        return int(json.loads(done.read_text(encoding="utf-8"))["cells"])
+    files = chosen_crops(crops, seed)
+    cells = {"train": 0, "val": 0}
+    held = max(len(files) // 10, min(4, len(files) // 2))
+    for number, path in enumerate(log.progress(files, "the model's own labels", total=len(files), unit="crops")):
+        split = "val" if number < held else "train"
+        gray = to_gray(read_image(path))
+        result = model.segment(gray)
+        cells[split] += result.count
+        arrays = {"images": gray, "masks": result.labels.astype(np.uint16), "ignore": unsure_pixels(result)}
+        for kind, array in arrays.items():
+            _write_png(out / split / kind / f"{path.stem}.png", array)
+    if not all(cells.values()):
+        raise DataError(
+            f"the model finds {sum(cells.values())} cells in {len(files)} crops of these images: too few to adapt to "
+            "by itself; give a few labelled images with --labels, or check with `dinocell segment` what it sees"
+        )
+    atomic_write_text(out / "dataset.yaml", DATASET)
+    atomic_write_text(done, json.dumps({"crops": len(files), "cells": sum(cells.values())}))
+    return sum(cells.values())
+
+
+def chosen_crops(crops: Path, seed: int) -> list[Path]:
+    """Up to `LIMIT` of the crops that curation kept, in random order by seed."""
+    with (crops / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        kept = sorted(row["crop"] for row in csv.DictReader(file) if row["status"] == "kept")
+    if len(kept) < 2:
+        raise DataError(f"{crops}: curation kept {len(kept)} crops; the reasons are in rejected.csv; give more images")
+    order: Sequence[int] = np.random.default_rng(seed).permutation(len(kept))[:LIMIT].tolist()
+    return [crops / kept[index] for index in order]
+
+
+def unsure_pixels(result: SegmentationResult) -> NDArray[np.uint8]:
+    """255 where the model is not sure that there is no cell, and found none; else 0."""
+    return np.where((result.probability > UNSURE) & (result.labels == 0), 255, 0).astype(np.uint8)
+
+
+def _write_png(path: Path, array: NDArray[Any]) -> None:
+    ok, encoded = cv2.imencode(".png", array)
+    assert ok
+    atomic_write_bytes(path, encoded.tobytes())

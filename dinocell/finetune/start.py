@@ -1,0 +1,93 @@
+"""Going on from a finished model: its shapes become the recipe's, its backbone and decoder the starting weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dinocell import log
+from dinocell.config import from_dict
+from dinocell.data.preprocess import PreprocessConfig
+from dinocell.errors import CheckpointError, ConfigError
+from dinocell.finetune.config import FinetuneConfig
+from dinocell.inference.packaged import find_model
+from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, load_model_folder
+from dinocell.models.segmenter import CONFIG_NAME
+from dinocell.objectives import ObjectiveConfig
+
+
+def adopt(config: FinetuneConfig) -> FinetuneConfig:
+    """The recipe with the crop, preprocessing, decoder, objective and backbone shape of the model in `config.start`.
+
+    Raises:
+        ConfigError: no such model. CheckpointError: its config.json cannot be read.
+    """
+    if not config.start:
+        return config
+    meta = model_meta(find_model(config.start))
+    crop = int(meta["crop_size"])
+    vit = from_dict(ViTConfig, meta["backbone"])
+    if vit.in_channels not in (1, 3):
+        raise ConfigError(f"start: {config.start!r} takes {vit.in_channels} channels; models of 1 or 3 can be trained")
+    return replace(
+        config,
+        crop_size=crop,
+        input_size=int(meta["input_size"]),
+        overlap=int(meta.get("overlap", crop // 4)),
+        fit=meta.get("fit", "tile"),
+        preprocess=from_dict(PreprocessConfig, meta.get("preprocess") or {}),
+        decoder=from_dict(DecoderConfig, meta["decoder"]),
+        objective=from_dict(ObjectiveConfig, meta.get("objective") or {}),
+        backbone=replace(
+            config.backbone,
+            arch=vit.arch,
+            depth=vit.depth,
+            patch_size=vit.patch_size,
+            in_channels=1 if vit.in_channels == 1 else 3,
+        ),
+    )
+
+
+def model_meta(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ConfigError: there is none. CheckpointError: it is damaged.
+    """
+    file = folder / CONFIG_NAME
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; give a model folder, such as runs/finetune/model")
+    try:
+        meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not a model configuration ({error})") from error
+    return meta
+
+
+def start_backbone(config: FinetuneConfig) -> VisionTransformer:
+    """The backbone of the model in `config.start`, with the recipe's drop path."""
+    stored, _ = load_model_folder(find_model(config.start))
+    backbone = VisionTransformer(replace(stored.backbone.config, drop_path=config.backbone.drop_path))
+    backbone.load_state_dict(stored.backbone.state_dict())
+    log.info(f"backbone: that of the model {config.start!r}")
+    return backbone
+
+
+def load_decoder(config: FinetuneConfig, model: SegmentationModel) -> None:
+    """Fill the decoder of `model` from the model in `config.start`.
+
+    Raises:
+        ConfigError: `backbone.weights` have another width than the decoder.
+    """
+    stored, _ = load_model_folder(find_model(config.start))
+    try:
+        model.decoder.load_state_dict(stored.decoder.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ConfigError(
+            f"start: the decoder of {config.start!r} does not fit this network ({reason}); backbone.weights must be of "
+            f"its architecture, {stored.backbone.config.arch}"
+        ) from error
+    log.info(f"decoder: that of the model {config.start!r}")

@@ -1,0 +1,86 @@
+"""Going on from a finished model (`start`): its shapes, its weights, and its mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinocell.config import from_dict
+from dinocell.errors import ConfigError
+from dinocell.finetune import FinetuneConfig, run
+from dinocell.finetune.start import adopt
+from dinocell.models import VisionTransformer, ViTConfig, load_model_folder, save_backbone
+
+BASE = {
+    "device": "cpu",
+    "precision": "float32",
+    "crop_size": 32,
+    "input_size": 32,
+    "overlap": 8,
+    "backbone": {"arch": "vit_tiny", "depth": 2, "layerscale_init": 1.0},
+    "decoder": {"kind": "bilinear", "neck_width": 32, "drop_rate": 0.0, "detail_width": 8},
+    "objective": {"flow_error": 0.0, "threshold": 0.4},
+    "preprocess": {"clahe": False},
+    "train": {"steps": 2, "batch_size": 2},
+    "validate": {"times": 0, "tune_decoding": False},
+}
+
+
+@pytest.fixture(scope="module")
+def model(disks_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = {"root": [str(disks_dataset)], "workers": 0}
+    out = str(tmp_path_factory.mktemp("start"))
+    return run(from_dict(FinetuneConfig, {**BASE, "data": data, "output_dir": out})) / "model"
+
+
+def going_on(model: Path, data: Path, out: Path, **changes: object) -> FinetuneConfig:
+    plain = {
+        "start": str(model),
+        "output_dir": str(out),
+        "device": "cpu",
+        "precision": "float32",
+        "data": {"root": [str(data)], "workers": 0},
+        "train": {"steps": 1, "batch_size": 2, "lr": 1e-12, "weight_decay": 0.0},
+        "validate": {"times": 0, "tune_decoding": False},
+    }
+    return from_dict(FinetuneConfig, {**plain, **changes})
+
+
+def test_a_step_of_no_length_gives_the_model_back(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
+    folder = run(going_on(model, disks_dataset, tmp_path / "run")) / "model"
+    old, new = (load_model_folder(where)[0].state_dict() for where in (model, folder))
+    assert old.keys() == new.keys()
+    for name, value in old.items():
+        torch.testing.assert_close(new[name], value, rtol=0, atol=1e-6, msg=name)
+    metas = [json.loads((where / "config.json").read_text()) for where in (model, folder)]
+    for key in ("crop_size", "input_size", "overlap", "preprocess", "decoder", "objective", "fit"):
+        assert metas[0][key] == metas[1][key], key
+    assert metas[1]["training"]["initial_weights"] == "model"
+    assert len(metas[1]["training"]["initial_weights_sha256"]) == 64
+
+
+def test_other_backbone_weights_meet_the_models_decoder(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    other = VisionTransformer(ViTConfig(arch="vit_tiny", depth=2, patch_size=8, image_size=32, in_channels=1))
+    weights = save_backbone(tmp_path / "other", other, {})
+    folder = run(
+        going_on(model, disks_dataset, tmp_path / "run", backbone={"weights": str(weights), "train": "frozen"})
+    )
+    trained, stored = load_model_folder(folder / "model")[0], load_model_folder(model)[0]
+    torch.testing.assert_close(trained.backbone.norm.weight, other.norm.weight)
+    torch.testing.assert_close(trained.backbone.blocks[1].mlp.fc1.weight, other.blocks[1].mlp.fc1.weight)
+    for name, value in stored.decoder.state_dict().items():
+        torch.testing.assert_close(trained.decoder.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_weights_of_another_width_are_a_clear_mistake(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
+    other = VisionTransformer(ViTConfig(arch="vit_small", depth=1, patch_size=8, image_size=32, in_channels=1))
+    weights = save_backbone(tmp_path / "other", other, {})
+    with pytest.raises(ConfigError, match=r"start: the decoder .* vit_tiny"):
+        run(going_on(model, disks_dataset, tmp_path / "run", backbone={"weights": str(weights)}))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent"):
+        adopt(from_dict(FinetuneConfig, {"start": str(tmp_path / "absent")}))
