@@ -92,18 +92,13 @@ def blur_flows(flows: npt.NDArray[np.float32], noise: float) -> npt.NDArray[np.f
 def time_peer(
     python: str, labels: Labels, threads: int, flows: npt.NDArray[np.float32], repeats: int
 ) -> dict[str, Any]:
-    """Cellpose's seconds and results, in a process of its own.
-
-    glibc gives freed memory of this size back to the system at once, and Cellpose allocates anew in every step: on some
-    machines that alone triples its time. It is told to keep the memory, so that its arithmetic is compared.
-    """
-    memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+    """Cellpose's seconds and results, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "in.npz", Path(folder) / "out.npz"
         np.savez(given, labels=labels, flows=flows)
         command = [python, "-W", "ignore", str(PEER), str(given), str(result)]
         command += ["--threads", str(threads), "--repeats", str(repeats)]
-        subprocess.run(command, check=True, env={**os.environ, **memory}, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         return dict(np.load(result))
 
 
@@ -122,6 +117,17 @@ def compare(name: str, labels: Labels, python: str, threads: int, noise: float) 
     row["mean_cosine"] = float(cosine.mean()) if len(cosine) else 1.0
     row["ap90_between"] = average_precision(peer["masks"], ours["masks"], 0.9)
     return row
+
+
+def keep_freed_memory() -> None:
+    """Restarts this program with glibc told to keep freed memory; the peer, started from here, is told the same.
+
+    glibc gives freed memory of this size back to the system at once, and Cellpose allocates anew in every step: on some
+    machines that alone triples its time. So it is arithmetic that is compared, and not the kernel's clearing of pages.
+    """
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+    if any(os.environ.get(name) != value for name, value in memory.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **memory})
 
 
 def growth(sizes: list[int], threads: int) -> list[dict[str, Any]]:
@@ -151,6 +157,16 @@ def resident_peak() -> int:
 
 
 def measure_memory(size: int) -> dict[str, Any]:
+    """`memory` in a process of its own, that gives freed memory back at once: what is kept would hide what is used."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)  # a fixed value: by itself glibc raises it
+    command = [sys.executable, __file__, "--memory-only", "--memory-size", str(size)]
+    answer = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(answer.stdout)
+    return result
+
+
+def memory(size: int) -> dict[str, Any]:
     """Peak bytes a pixel beyond inputs and outputs, of targets (both variants) and decoding."""
     labels = synthetic_labels(size)
     probability = (labels > 0).astype(np.float32)
@@ -190,9 +206,14 @@ def main() -> None:
         "--sizes", type=int, nargs="*", default=[512, 1024, 2048, 4096], help="sides for the growth (px)"
     )
     parser.add_argument("--memory-size", type=int, default=4096, help="side for the memory measurement (px); 0 = none")
+    parser.add_argument("--memory-only", action="store_true", help="print the memory measurement as JSON, and no more")
     parser.add_argument("--noise", type=float, default=0.0, help="decode noisy flows instead (px a step; try 0.3)")
     parser.add_argument("--out", default="objectives.json")
     arguments = parser.parse_args()
+    if arguments.memory_only:
+        print(json.dumps(memory(arguments.memory_size)))
+        return
+    keep_freed_memory()
     time_ours(synthetic_labels(128), 1, 1)
     report: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "compare": [], "growth": []}
     images = [("synthetic", synthetic_labels(arguments.peer_size))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
@@ -16,6 +17,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 _CELLS_A_RUN = 4  # a table of all pairs is made only up to this many entries for each run of pixels
+_SMALL_TABLE = 1 << 12  # entries of a dense table of weights up to which SciPy's dense solver is the faster one
+_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads neighbouring keys (Knuth, TAOCP 6.4)
 _STRIP_PIXELS = 1 << 19  # pixels whose runs are held at once: bounds the memory at any image size
 
 
@@ -91,8 +94,9 @@ def maximum_weight_matching(rows: IntArray, columns: IntArray, weights: FloatArr
         if not dominant.any():
             break
         chosen.append(alive[dominant])
-        taken_rows, taken_columns = rows[alive[dominant]], columns[alive[dominant]]
-        alive = alive[~(np.isin(rows[alive], taken_rows) | np.isin(columns[alive], taken_columns))]
+        free_row, free_column = np.ones(rows.max() + 1, np.bool_), np.ones(columns.max() + 1, np.bool_)
+        free_row[rows[chosen[-1]]] = free_column[columns[chosen[-1]]] = False
+        alive = alive[free_row[rows[alive]] & free_column[columns[alive]]]
     if len(alive):
         chosen.append(alive[_assign(rows[alive], columns[alive], weights[alive])])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
@@ -171,20 +175,44 @@ def _merge(table: IntArray) -> IntArray:
         total = np.bincount(truth * columns + predicted, weights=counts)  # exact in float below 2**53 pixels
         found = np.flatnonzero(total)
         return np.stack([found // columns, found % columns, total[found].astype(np.int64)])  # [3, pairs]
-    if int(truth.max()) < 2**31 and int(predicted.max()) < 2**31:  # one sortable number a pair
-        # stable: a merge sort that uses the order already there (labels ascend along an image), three times faster
-        order = np.argsort((truth << 32) | predicted, kind="stable")
-    else:
-        order = np.lexsort((predicted, truth))
+    if int(truth.max()) < 2**31 and int(predicted.max()) < 2**31:  # one number a pair
+        keys, totals = _sum_by_key((truth << 32) | predicted, counts)
+        return np.stack([keys >> 32, keys & 0xFFFFFFFF, totals])  # [3, pairs]
+    order = np.lexsort((predicted, truth))
     truth, predicted, counts = truth[order], predicted[order], counts[order]
     first = np.concatenate([[True], (truth[1:] != truth[:-1]) | (predicted[1:] != predicted[:-1])])
     starts = np.flatnonzero(first)
     return np.stack([truth[starts], predicted[starts], np.add.reduceat(counts, starts)])  # [3, pairs]
 
 
+def _sum_by_key(keys: IntArray, counts: IntArray) -> tuple[IntArray, IntArray]:
+    """The distinct keys, ascending, and the sum of the positive `counts` of each.
+
+    A pair of labels comes in many runs. Each key is hashed to a slot that remembers one of the keys that fall into it;
+    those are summed without sorting. The few others are sorted.
+    """
+    bits = len(keys).bit_length()
+    slots = ((keys.astype(np.uint64) * _HASH) >> np.uint64(64 - bits)).astype(np.int64)  # [runs]
+    table = np.empty(1 << bits, np.int64)
+    table[slots] = np.arange(len(keys))
+    keeper = table[slots]  # [runs] the run that the run's slot remembers
+    same = keys[keeper] == keys
+    totals = np.bincount(keeper[same], counts[same], len(keys))  # exact in float below 2**53 pixels
+    first = np.flatnonzero(totals)
+    others = np.flatnonzero(~same)
+    others = others[np.argsort(keys[others], kind="stable")]
+    starts = np.flatnonzero(np.diff(keys[others], prepend=-1))
+    found = np.concatenate([keys[first], keys[others[starts]]])
+    rest = np.add.reduceat(counts[others], starts) if len(starts) else np.zeros(0, np.int64)
+    sums = np.concatenate([totals[first].astype(np.int64), rest])
+    order = np.argsort(found)
+    return found[order], sums[order]
+
+
 def _build(pairs: IntArray, pixels: int) -> Overlaps:
     truth, predicted, counts = pairs
-    truth_ids, truth_index = np.unique(truth, return_inverse=True)
+    changes = np.diff(truth, prepend=-1) != 0  # ascending
+    truth_ids, truth_index = truth[changes], np.cumsum(changes) - 1
     prediction_ids, prediction_index = np.unique(predicted, return_inverse=True)
     truth_areas = _sum_by(truth_index, counts, len(truth_ids))
     prediction_areas = _sum_by(prediction_index, counts, len(prediction_ids))
@@ -232,14 +260,28 @@ def _two_best(groups: IntArray, weights: FloatArray) -> tuple[IntArray, FloatArr
     return best, second
 
 
-def _assign(rows: IntArray, columns: IntArray, weights: FloatArray) -> IntArray:
-    """Indices of a maximum-weight matching by sparse shortest augmenting paths (Jonker–Volgenant).
+def _compact(index: IntArray) -> tuple[IntArray, int]:
+    """Indices renumbered 0…n − 1 in their order, and n."""
+    seen = np.zeros(int(index.max()) + 1, np.bool_)
+    seen[index] = True
+    number = np.cumsum(seen)
+    return number[index] - 1, int(number[-1])
 
-    SciPy's solver wants every row matched: each row gets a column of its own that stands for "unmatched".
+
+def _assign(rows: IntArray, columns: IntArray, weights: FloatArray) -> IntArray:
+    """Indices of a maximum-weight matching by shortest augmenting paths (Jonker–Volgenant).
+
+    SciPy's sparse solver wants every row matched: each row gets a column of its own that stands for "unmatched".
     """
-    row_ids, row = np.unique(rows, return_inverse=True)
-    column_ids, column = np.unique(columns, return_inverse=True)
-    n_rows, n_columns = len(row_ids), len(column_ids)
+    row, n_rows = _compact(rows)
+    column, n_columns = _compact(columns)
+    if n_rows * n_columns <= _SMALL_TABLE:
+        table = np.zeros((n_rows, n_columns))
+        table[row, column] = weights
+        partner = np.full(n_rows, -1, np.int64)
+        solved = linear_sum_assignment(table, maximize=True)
+        partner[solved[0]] = solved[1]
+        return np.flatnonzero(partner[row] == column)
     ceiling = float(weights.max()) + 1  # costs must be explicit and nonzero; every row pays it once
     cost = np.concatenate([ceiling - weights, np.full(n_rows, ceiling)])
     all_rows = np.concatenate([row, np.arange(n_rows)])

@@ -303,6 +303,16 @@ def _heat_flow(heat, y, x):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def clear(boxes, heat):  # type: ignore[no-untyped-def]
+    """Zeroes `heat` (H, W) in the cells' boxes and one pixel around: what is read of it, and often little of it all."""
+    height, width = heat.shape
+    for k in range(len(boxes)):
+        left, right = max(boxes[k, 2] - 1, 0), min(boxes[k, 3] + 1, width)
+        for y in range(max(boxes[k, 0] - 1, 0), min(boxes[k, 1] + 1, height)):
+            heat[y, left:right] = 0.0
+
+
+@kernel
 def heat_to_flows(labels, numbers, boxes, heat, flows):  # type: ignore[no-untyped-def]
     """Unit flows (2, H, W) of all cells from their heat, across cell borders (parity variant)."""
     for k in range(len(numbers)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from dinocell.objectives.cells import BLANK
 from dinocell.objectives.jit import kernel
 
 SEED_COUNT = 10
@@ -24,8 +25,8 @@ def label_sinks(ends: npt.NDArray[np.int32]) -> tuple[int, int]:
     Larger seeds win where the growth of two overlaps.
     """
     counts = np.zeros(ends.shape, np.int32)
-    inside = _count(ends, counts)
-    seeds = _find_seeds(counts)
+    candidates, inside = _count(ends, counts)
+    seeds = _find_seeds(counts, np.sort(candidates))
     order = np.argsort(counts.ravel()[seeds], kind="stable")
     owners = np.zeros(ends.shape, np.int32)
     _grow(counts, seeds[order], owners)
@@ -34,14 +35,35 @@ def label_sinks(ends: npt.NDArray[np.int32]) -> tuple[int, int]:
 
 
 @kernel
+def _is_empty(ends):  # type: ignore[no-untyped-def]
+    """Whether no pixel has an end point; a loop without a branch, so that it vectorises."""
+    bits = np.int32(-1)
+    for i in range(ends.size):
+        bits &= ends[i]
+    return bits == -1
+
+
+@kernel
 def _count(ends, counts):  # type: ignore[no-untyped-def]
+    """Counts end points in each pixel; returns the pixels with more than SEED_COUNT, and the number of end points."""
     flat = counts.ravel()
+    candidates = np.empty(max(counts.size // (SEED_COUNT + 1), 1), np.int64)
+    found = 0
     inside = 0
-    for end in ends.ravel():
-        if end >= 0:
-            flat[end] += 1
-            inside += 1
-    return inside
+    where = ends.ravel()
+    for first in range(0, where.size, BLANK):
+        part = where[first : first + BLANK]
+        if _is_empty(part):
+            continue
+        for i in range(part.size):
+            end = part[i]
+            if end >= 0:
+                flat[end] += 1
+                inside += 1
+                if flat[end] == SEED_COUNT + 1:
+                    candidates[found] = end
+                    found += 1
+    return candidates[:found].copy(), inside
 
 
 @kernel
@@ -56,15 +78,15 @@ def _is_seed(counts, y, x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _find_seeds(counts):  # type: ignore[no-untyped-def]
-    height, width = counts.shape
-    seeds = np.empty(max(counts.size // (SEED_COUNT + 1), 1), np.int64)
+def _find_seeds(counts, candidates):  # type: ignore[no-untyped-def]
+    """Those of the candidates (flat indices) that are the maximum of their surroundings, in the same order."""
+    width = counts.shape[1]
     found = 0
-    for y in range(height):
-        for x in range(width):
-            if counts[y, x] > SEED_COUNT and _is_seed(counts, y, x):
-                seeds[found] = y * width + x
-                found += 1
+    seeds = np.empty_like(candidates)
+    for place in candidates:
+        if _is_seed(counts, place // width, place % width):
+            seeds[found] = place
+            found += 1
     return seeds[:found].copy()
 
 
@@ -98,5 +120,10 @@ def _grow(counts, seeds, owners):  # type: ignore[no-untyped-def]
 def _assign(ends, owners):  # type: ignore[no-untyped-def]
     flat = owners.ravel()
     labels = ends.ravel()
-    for i in range(labels.size):
-        labels[i] = flat[labels[i]] if labels[i] >= 0 else 0
+    for first in range(0, labels.size, BLANK):
+        part = labels[first : first + BLANK]
+        if _is_empty(part):
+            part[:] = 0
+            continue
+        for i in range(part.size):
+            part[i] = flat[part[i]] if part[i] >= 0 else 0

@@ -56,7 +56,8 @@ def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads
 
 
 def _heat(cells: Cells, threads: int) -> npt.NDArray[np.float64]:
-    heat = np.zeros(cells.labels.shape, np.float64)
+    heat = np.empty(cells.labels.shape, np.float64)
+    diffusion.clear(cells.boxes, heat)
     diffusion.run(cells, threads, diffusion.fill_heat, cells, diffusion.iterations(cells, True), heat)
     return heat
 

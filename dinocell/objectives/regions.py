@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from dinocell.objectives.cells import BLANK, is_blank
 from dinocell.objectives.jit import kernel
 
 Labels = npt.NDArray[np.int32]
@@ -49,26 +50,42 @@ def split_fragments(labels: Labels) -> Labels:
 
 
 @kernel
+def _changes(pixels, following):  # type: ignore[no-untyped-def]
+    """How many pixels differ from the one that follows."""
+    count = 0
+    for i in range(pixels.size):
+        count += pixels[i] != following[i]
+    return count
+
+
+@kernel
 def _regions(labels):  # type: ignore[no-untyped-def]
     """Runs of equal label: start of each in the flat image, first run of each row, and root run of its region.
 
     Cells are 8-connected, the background 4-connected.
     """
     height, width = labels.shape
-    count = 0
+    flat = labels.ravel()
+    count = height
     for y in range(height):
-        for x in range(width):
-            if x == 0 or labels[y, x] != labels[y, x - 1]:
-                count += 1
+        count += _changes(flat[y * width : (y + 1) * width - 1], flat[y * width + 1 : (y + 1) * width])
     starts = np.empty(count, np.int32)
     rows = np.empty(height + 1, np.int32)
     run = 0
     for y in range(height):
         rows[y] = run
-        for x in range(width):
-            if x == 0 or labels[y, x] != labels[y, x - 1]:
-                starts[run] = y * width + x
+        x = 0
+        before = np.int32(-1)
+        while x < width:
+            here = y * width + x
+            if before == 0 and x + BLANK <= width and is_blank(flat[here : here + BLANK]):
+                x += BLANK
+                continue
+            if labels[y, x] != before:
+                before = labels[y, x]
+                starts[run] = here
                 run += 1
+            x += 1
     rows[height] = run
     parents = np.arange(count).astype(np.int32)
     for y in range(1, height):
@@ -131,6 +148,8 @@ def _fill(labels, starts, rows, parents, gained):  # type: ignore[no-untyped-def
             if labels[y, start] != 0:
                 continue
             root = parents[run]
+            if owners[root] < 0:
+                continue
             if y == 0 or y == height - 1 or start == 0 or stop == width:
                 owners[root] = -1
                 continue

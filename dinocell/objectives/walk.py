@@ -34,6 +34,8 @@ GOING = 10.0
 # Flows beyond this (px a step) are garbage, not motion.
 FASTEST = np.float32(1e4)
 BATCH = 256
+# Pixels of a row that are looked at together, to pass over empty ground in strides.
+BLOCK = 32
 # Walking pixels, about 4 ms, below which starting threads costs more than they save.
 LEAST_PIXELS = 1 << 16
 
@@ -93,7 +95,8 @@ def end_points(
         raise ValueError(f"an image of {height} × {width} pixels is too large to decode whole; decode it in blocks")
     frame = frame or Frame(y=0, x=0, height=height, width=width)
     pairs = np.zeros((height + 2, width + 2, 2), np.float32)  # a border of 0, as Cellpose's padding
-    inside = _interleave(flows, probability, np.float32(threshold), pairs)
+    busy = np.zeros((height, -(-width // BLOCK)), np.bool_)
+    inside = _interleave(flows, probability, np.float32(threshold), pairs, busy)
     scale_y, offset_y = sampling(frame.height, frame.y, height)
     scale_x, offset_x = sampling(frame.width, frame.x, width)
     ends = np.empty((height, width), np.int32)
@@ -105,6 +108,7 @@ def end_points(
         pairs.view(np.float64).ravel(),
         probability,
         np.float32(threshold),
+        busy,
         max_steps,
         (scale_y, scale_x),
         offset_y,
@@ -121,24 +125,41 @@ def _follow_rows(first: int, last: int, *arguments: Any) -> None:
 
 
 @kernel
-def _interleave(flows, probability, threshold, pairs):  # type: ignore[no-untyped-def]
-    """Fills `pairs` and returns how many pixels are above the threshold."""
+def _any_above(probability, threshold):  # type: ignore[no-untyped-def]
+    """Whether any pixel is above the threshold; a loop without a branch, so that it vectorises."""
+    found = False
+    for i in range(probability.size):
+        found |= probability[i] > threshold
+    return found
+
+
+@kernel
+def _interleave(flows, probability, threshold, pairs, busy):  # type: ignore[no-untyped-def]
+    """Fills `pairs`, marks the blocks with pixels above the threshold, and returns how many such pixels there are."""
     height, width = probability.shape
+    flat = probability.ravel()
     inside = 0
     for y in range(height):
-        for x in range(width):
-            if probability[y, x] > threshold:
-                inside += 1
-                dy, dx = flows[0, y, x], flows[1, y, x]
-                # False for NaN too: a pixel without a usable flow stays where it is.
-                if abs(dy) < FASTEST and abs(dx) < FASTEST:
-                    pairs[y + 1, x + 1, 0] = dy
-                    pairs[y + 1, x + 1, 1] = dx
+        for block in range(busy.shape[1]):
+            first, last = block * BLOCK, min((block + 1) * BLOCK, width)
+            if not _any_above(flat[y * width + first : y * width + last], threshold):
+                continue
+            busy[y, block] = True
+            for x in range(first, last):
+                if probability[y, x] > threshold:
+                    inside += 1
+                    dy, dx = flows[0, y, x], flows[1, y, x]
+                    # False for NaN too: a pixel without a usable flow stays where it is.
+                    if abs(dy) < FASTEST and abs(dx) < FASTEST:
+                        pairs[y + 1, x + 1, 0] = dy
+                        pairs[y + 1, x + 1, 1] = dx
     return inside
 
 
 @kernel
-def _follow(first, last, pairs, probability, threshold, max_steps, scale, offset_y, offset_x, ends, corners, halves):  # type: ignore[no-untyped-def]
+def _follow(  # type: ignore[no-untyped-def]
+    first, last, pairs, probability, threshold, busy, max_steps, scale, offset_y, offset_x, ends, corners, halves
+):
     """Fills rows `first` … `last - 1` of `ends`, a batch of pixels after the other."""
     height, width = probability.shape
     row_length = np.int32(width + 2)
@@ -146,20 +167,23 @@ def _follow(first, last, pairs, probability, threshold, max_steps, scale, offset
     state = np.empty((STATE_ROWS, BATCH), np.float32)
     places = np.empty((3, BATCH), np.int32)
     count = 0
+    ends[first:last] = -1
     for y in range(first, last):
-        for x in range(width):
-            ends[y, x] = -1
-            if not probability[y, x] > threshold:
+        for block in range(busy.shape[1]):
+            if not busy[y, block]:
                 continue
-            starts[0, count], starts[1, count] = y, x
-            places[0, count] = (y + 1) * row_length + x + 1
-            state[LIMITS, count], state[LIMITS + 1, count] = -y, height - 1 - y
-            state[LIMITS + 2, count], state[LIMITS + 3, count] = -x, width - 1 - x
-            state[SAMPLING, count], state[SAMPLING + 1, count] = offset_y[y], offset_x[x]
-            count += 1
-            if count == BATCH:
-                _walk(pairs, row_length, count, max_steps, scale, starts, state, places, corners, halves, ends)
-                count = 0
+            for x in range(block * BLOCK, min((block + 1) * BLOCK, width)):
+                if not probability[y, x] > threshold:
+                    continue
+                starts[0, count], starts[1, count] = y, x
+                places[0, count] = (y + 1) * row_length + x + 1
+                state[LIMITS, count], state[LIMITS + 1, count] = -y, height - 1 - y
+                state[LIMITS + 2, count], state[LIMITS + 3, count] = -x, width - 1 - x
+                state[SAMPLING, count], state[SAMPLING + 1, count] = offset_y[y], offset_x[x]
+                count += 1
+                if count == BATCH:
+                    _walk(pairs, row_length, count, max_steps, scale, starts, state, places, corners, halves, ends)
+                    count = 0
     _walk(pairs, row_length, count, max_steps, scale, starts, state, places, corners, halves, ends)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -46,6 +47,18 @@ def test_table_equals_pixel_counting(shape: tuple[int, ...], strip: int, monkeyp
         for i, j in itertools.product(table.truth_ids, table.prediction_ids)
     }
     assert found == {pair: n for pair, n in expected.items() if n}
+
+
+@pytest.mark.parametrize("distinct", [1, 300, 50_000])
+def test_sums_by_key_are_those_of_sorting(distinct: int) -> None:
+    """Also where nearly every key is another one, so that many share a slot of the hash table."""
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 2**62, distinct)[rng.integers(0, distinct, 20_000)]
+    counts = rng.integers(1, 1000, 20_000)
+    found, sums = matching._sum_by_key(keys, counts)
+    expected, inverse = np.unique(keys, return_inverse=True)
+    assert np.array_equal(found, expected)
+    assert sums.tolist() == [int(n) for n in np.bincount(inverse, counts)]
 
 
 @pytest.mark.parametrize(
@@ -97,13 +110,26 @@ def test_what_is_no_label_image_is_refused(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.05, 1), st.integers(1, 50), st.integers(0, 2**32 - 1))
-def test_matching_reaches_the_dense_optimum(n_rows: int, n_columns: int, density: float, top: int, seed: int) -> None:
-    """Equal total weight to SciPy's dense assignment; few distinct weights, so ties abound."""
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.floats(0.05, 1),
+    st.integers(1, 50),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0, 1 << 12]),
+)
+def test_matching_reaches_the_dense_optimum(
+    n_rows: int, n_columns: int, density: float, top: int, seed: int, small_table: int
+) -> None:
+    """Equal total weight to SciPy's dense assignment of everything; few distinct weights, so ties abound.
+
+    Our own small tables are solved by it too; a limit of 0 entries sends them to the sparse solver.
+    """
     rng = np.random.default_rng(seed)
     dense = rng.integers(1, top + 1, (n_rows, n_columns)) * (rng.random((n_rows, n_columns)) < density)
     rows, columns = np.nonzero(dense)
-    chosen = maximum_weight_matching(rows, columns, dense[rows, columns].astype(float))
+    with mock.patch.object(matching, "_SMALL_TABLE", small_table):
+        chosen = maximum_weight_matching(rows, columns, dense[rows, columns].astype(float))
     assert len(set(rows[chosen])) == len(set(columns[chosen])) == len(chosen)
     assert dense[rows[chosen], columns[chosen]].sum() == dense[linear_sum_assignment(dense, maximize=True)].sum()
 
