@@ -1,0 +1,163 @@
+"""docs/results.md and its figures from finished results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from results_cells import Result, test_items
+from results_tables import ablation_tables, draw_labels, draw_training, peer_tables, save_figure, summary_words
+
+from dinocell.checkpoint import atomic_write_text
+from dinocell.data.io import read_image, to_gray
+from dinocell.data.preprocess import to_uint8
+from dinocell.models import VisionTransformer, load_backbone, load_model_folder
+from dinocell.pretrain.probes import central
+from dinocell.pretrain.report import patch_tokens
+from dinocell.report import pca_panel
+
+PCA_SIDE = 256
+
+
+def write_page(given: argparse.Namespace, overrides: Sequence[str], results: list[Result], missing: list[str]) -> Path:
+    """Write DOCS/results.md and DOCS/figures; returns the page."""
+    peers, ablation = ([r for r in results if r.part == part] for part in ("peers", "ablation"))
+    lines = ["# Results", "", *_how(given, overrides), *_state(missing)]
+    if peers:
+        lines += ["## Beside other methods, trained for equal seconds", "", PEERS_NOTE, "", *peer_tables(peers)]
+    if ablation:
+        base = given.start[0].partition("=")[0]
+        words = summary_words(ablation, base) or ["- one start only: nothing is compared."]
+        lines += ["## What stage 1 brings, at equal steps", "", ablation_note(given), "", *words, ""]
+        lines += [f"![scores over the share of the labels](figures/{_labels_figure(given, ablation)})", ""]
+        lines += [f"![training](figures/{_training_figure(given, ablation)})", "", CURVE_NOTE, ""]
+        panel = _pca_figure(given, ablation)
+        if panel:
+            lines += [f"![principal components of the patch features](figures/{panel})", "", PCA_NOTE, ""]
+        lines += ablation_tables(ablation, base)
+    page = Path(given.docs) / "results.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(page, "\n".join(lines).rstrip() + "\n")
+    return page
+
+
+PEERS_NOTE = (
+    "Each method is trained on the train split of one data set alone, from random weights unless the row says "
+    "otherwise, on this machine and for the same seconds; its thresholds are chosen on the val split. Values are "
+    "scores on the test split with 95 % bootstrap intervals over the images (and over the trainings where there are several). "
+    "`pooled` sums the counts of all images, `macro` is the mean of the images' scores. Seconds an image are those of "
+    "reading (ours) and segmenting one at a time."
+)
+ABLATION_NOTE = (
+    "The same network and recipe from different starting weights, trained for {steps} steps on {shares} % of the "
+    "labels of all data sets together; the subsets are nested, and a subset's val images choose model and thresholds. "
+    "Intervals are over images and seeds; differences are paired. In words, by pooled MMA:"
+)
+CURVE_NOTE = (
+    "MMA on the val split during training with the largest share of the labels: lines are means, dots single seeds."
+)
+PCA_NOTE = "The first three principal components of the patch features, as colours, of one test image a data set."
+
+
+def ablation_note(given: argparse.Namespace) -> str:
+    """What was trained, in words."""
+    return ABLATION_NOTE.format(steps=given.steps, shares=", ".join(f"{share:g}" for share in sorted(given.fractions)))
+
+
+def _how(given: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+    """The command with its folders named DATA and ENV, and the machine."""
+    return [
+        "Made by",
+        "",
+        "```",
+        command(given, overrides),
+        "```",
+        "",
+        HOW_NOTE,
+        "",
+        f"Machine: {machine()}.",
+        "",
+    ]
+
+
+HOW_NOTE = (
+    "which goes on where it was stopped. `DATA` is the folder of the data sets, `ENV` that of the peers' environments "
+    "([benchmarks/peers/README.md](../benchmarks/peers/README.md)); a backbone for `--start` comes from "
+    "`ssl/train.py` and `ssl/export_backbone.py`."
+)
+
+
+def command(given: argparse.Namespace, overrides: Sequence[str]) -> str:
+    """The command line that makes the page, without this machine's folders."""
+    roots = " ".join(f"DATA/{Path(root).resolve().name}" for root in given.data)
+    starts = [text.partition("=") for text in given.start]
+    shown = " ".join(f"{name}={Path(file).name}" if file else name for name, _, file in starts)
+    parts = [f"python benchmarks/results.py --data {roots}"]
+    parts += [f"--peer {peer}=ENV/{peer}/bin/python" for peer in (text.partition("=")[0] for text in given.peer)]
+    parts += [f"--model {Path(model).name}" for model in given.model]
+    parts += [f"--start {shown}", f"--seconds {given.seconds:g}"]
+    for name in ("peer_seeds", "fractions", "seeds"):
+        parts.append(f"--{name.replace('_', '-')} " + " ".join(f"{value:g}" for value in getattr(given, name)))
+    parts += [f"--steps {given.steps}", f"--images {given.images}", f"--threads {given.threads}"]
+    return " \\\n    ".join([*parts, f"--config {given.config}", *overrides, "--out runs/results"])
+
+
+def machine() -> str:
+    """Processor, cores, GPU and torch in words."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{model}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+
+
+def _state(missing: list[str]) -> list[str]:
+    if not missing:
+        return []
+    return [f"Not finished yet, and left out below: {', '.join(f'`{name}`' for name in missing)}.", ""]
+
+
+def _labels_figure(given: argparse.Namespace, results: list[Result]) -> str:
+    return save_figure(draw_labels(results), Path(given.docs) / "figures" / "results_labels.png").name
+
+
+def _training_figure(given: argparse.Namespace, results: list[Result]) -> str:
+    return save_figure(draw_training(results), Path(given.docs) / "figures" / "results_training.png").name
+
+
+def _pca_figure(given: argparse.Namespace, results: list[Result]) -> str:
+    """Backbones before and after fine-tuning with all labels, first seed; "" where their runs are gone."""
+    full = [r for r in results if r.fraction == max(x.fraction for x in results)]
+    first = {r.method: r for r in sorted(full, key=lambda r: -r.seed)}
+    backbones: dict[str, VisionTransformer] = {}
+    for start in dict.fromkeys(text.partition("=")[0] for text in given.start):
+        folder = Path(first[start].facts["run"]) / "model" if start in first else Path("absent")
+        if not (folder / "config.json").is_file():
+            continue
+        tuned = load_model_folder(folder)[0].backbone.eval()
+        file = dict(text.partition("=")[::2] for text in given.start)[start]
+        if file:
+            before = load_backbone(file, patch_size=tuned.patch_size, in_channels=tuned.in_channels).eval()
+        else:
+            torch.manual_seed(first[start].seed)
+            before = VisionTransformer(tuned.config).eval()
+        backbones |= {start: before, f"{start}, fine-tuned": tuned}
+    if not backbones:
+        return ""
+    images = []
+    for root in given.data:
+        gray = to_gray(read_image(test_items(root, 1)[0].image))
+        images.append(central(gray if gray.dtype == np.uint8 else to_uint8(gray), PCA_SIDE))
+    tokens = {name: [patch_tokens(net, image, torch.float32) for image in images] for name, net in backbones.items()}
+    path = Path(given.docs) / "figures" / "results_pca.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pca_panel(images, tokens, height=200)[..., ::-1])
+    return path.name
