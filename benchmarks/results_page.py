@@ -50,9 +50,9 @@ def write_page(given: argparse.Namespace, overrides: Sequence[str], results: lis
 PEERS_NOTE = (
     "Each method is trained on the train split of one data set alone, from random weights unless the row says "
     "otherwise, on this machine and for the same seconds; its thresholds are chosen on the val split. Values are "
-    "scores on the test split with 95 % bootstrap intervals over the images (and over the trainings where there are several). "
-    "`pooled` sums the counts of all images, `macro` is the mean of the images' scores. Seconds an image are those of "
-    "reading (ours) and segmenting one at a time."
+    "scores on the test split with 95 % bootstrap intervals over the images (and over the trainings where there are "
+    "several). `pooled` sums the counts of all images, `macro` is the mean of the images' scores. Seconds an image are "
+    "those of reading (ours) and segmenting one at a time."
 )
 ABLATION_NOTE = (
     "The same network and recipe from different starting weights, trained for {steps} steps on {shares} % of the "
