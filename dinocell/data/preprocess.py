@@ -10,16 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from dinocell import log
 from dinocell.config import field
+from dinocell.data.clahe import clahe
 from dinocell.data.jit import compiled
 from dinocell.errors import ConfigError, DataError
 
-BINS = 256
 MAX_SORTED = 2**24
 """Planes of floats or wide integers with more pixels than this give their percentiles from every k-th row."""
 
@@ -71,13 +70,14 @@ def preprocess(gray: npt.NDArray[Any], config: PreprocessConfig | None = None) -
 def stretch(gray: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float32] | None:
     """Linear map of the percentiles `low` … `high` (%) to [0, 1], clipped, float32; None for a constant image."""
     bottom, top = limits(gray, low, high)
-    return _to_unit(gray, bottom, top) if top > bottom else None
+    return to_unit(gray, bottom, top) if top > bottom else None
 
 
-def _to_unit(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[np.float32]:
+def to_unit(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[np.float32]:
+    """Linear map of the values `bottom` … `top` to [0, 1], clipped; NaN becomes 0."""
     if gray.dtype in (np.uint8, np.uint16) and gray.size > np.iinfo(gray.dtype).max:
         levels = np.arange(np.iinfo(gray.dtype).max + 1, dtype=np.int32)  # fewer than there are pixels
-        return np.asarray(_look_up(_to_unit(levels.astype(np.float32), bottom, top), gray))
+        return np.asarray(_look_up(to_unit(levels.astype(np.float32), bottom, top), gray))
     if gray.dtype.kind in "bui" and gray.dtype.itemsize > 2:
         values = (gray.astype(np.float64) - bottom).astype(np.float32)  # float32 alone would round 32-bit counts
     else:
@@ -99,7 +99,7 @@ def scale_to_uint8(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDA
         return np.zeros(gray.shape, dtype=np.uint8)
     if gray.dtype in (np.uint8, np.uint16):
         return np.asarray(_look_up(_byte_table(np.iinfo(gray.dtype).max + 1, bottom, 255 / (top - bottom)), gray))
-    unit = _to_unit(gray, bottom, top)
+    unit = to_unit(gray, bottom, top)
     unit *= np.float32(255)
     unit += np.float32(0.5)
     return unit.astype(np.uint8)
@@ -179,68 +179,3 @@ def _count(gray: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
     for y in range(gray.shape[0]):
         for x in range(gray.shape[1]):
             counts[gray[y, x]] += 1
-
-
-def clahe(unit: npt.NDArray[np.float32], clip: float, tiles: int) -> npt.NDArray[np.float32]:
-    """CLAHE of a plane (H, W) in [0, 1] without rounding the values (Zuiderveld 1994; tables as cv2.createCLAHE).
-
-    Each of tiles² tables comes from 256 bins; pixels are mapped by linear interpolation between bins and between
-    the four nearest tiles. On values k/255 it equals cv2 before cv2's last rounding.
-    """
-    height, width = unit.shape
-    tile_h, tile_w = -(-height // tiles), -(-width // tiles)
-    bins = np.rint(unit * np.float32(BINS - 1)).astype(np.uint8)
-    # Reflected to whole tiles. cv2.createCLAHE adds a whole extra tile width where only the other side needs padding.
-    below, right = tile_h * tiles - height, tile_w * tiles - width
-    padded = cv2.copyMakeBorder(bins, 0, below, 0, right, cv2.BORDER_REFLECT_101)
-    limit = max(int(clip * tile_h * tile_w / BINS), 1)
-    tables = np.empty((tiles, tiles, BINS), dtype=np.float32)
-    for row in range(tiles):
-        for column in range(tiles):
-            tile = padded[row * tile_h : (row + 1) * tile_h, column * tile_w : (column + 1) * tile_w]
-            tables[row, column] = _table(np.bincount(tile.ravel(), minlength=BINS), limit, tile.size)
-    mapped: npt.NDArray[np.float32] = _apply_tables(unit, tables, tile_h, tile_w)
-    return mapped
-
-
-def _table(counts: npt.NDArray[np.int64], limit: int, pixels: int) -> npt.NDArray[np.float32]:
-    """One tile's mapping: cumulative histogram after clipping at `limit` and sharing the excess evenly."""
-    excess = int(np.maximum(counts - limit, 0).sum())
-    counts = np.minimum(counts, limit) + excess // BINS
-    residual = excess % BINS
-    if residual:
-        step = max(BINS // residual, 1)
-        counts[: residual * step : step] += 1
-    return (np.cumsum(counts) / pixels).astype(np.float32)
-
-
-@compiled
-def _apply_tables(
-    unit: npt.NDArray[np.float32], tables: npt.NDArray[np.float32], tile_h: int, tile_w: int
-) -> npt.NDArray[np.float32]:
-    height, width = unit.shape
-    rows, columns, bins = tables.shape
-    out = np.empty((height, width), dtype=np.float32)
-    for y in range(height):
-        ty = y / tile_h - 0.5
-        y0 = int(np.floor(ty))
-        fy = np.float32(ty - y0)
-        y1 = min(y0 + 1, rows - 1)
-        y0 = max(y0, 0)
-        for x in range(width):
-            tx = x / tile_w - 0.5
-            x0 = int(np.floor(tx))
-            fx = np.float32(tx - x0)
-            x1 = min(x0 + 1, columns - 1)
-            x0 = max(x0, 0)
-            value = unit[y, x] * np.float32(bins - 1)
-            k = min(int(value), bins - 2)
-            f = value - np.float32(k)
-            a = tables[y0, x0, k] + f * (tables[y0, x0, k + 1] - tables[y0, x0, k])
-            b = tables[y0, x1, k] + f * (tables[y0, x1, k + 1] - tables[y0, x1, k])
-            c = tables[y1, x0, k] + f * (tables[y1, x0, k + 1] - tables[y1, x0, k])
-            d = tables[y1, x1, k] + f * (tables[y1, x1, k + 1] - tables[y1, x1, k])
-            above = a + fx * (b - a)
-            below = c + fx * (d - c)
-            out[y, x] = above + fy * (below - above)
-    return out

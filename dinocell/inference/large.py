@@ -7,9 +7,6 @@ labels.
 
 from __future__ import annotations
 
-import mmap
-import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dinocell import log
-from dinocell.errors import DataError
+from dinocell.data.scratch import release, scratch_array
 from dinocell.inference.blocks import BLOCK, blocks, decode_blocks
 from dinocell.inference.planes import InputPlane
 from dinocell.inference.result import MAX_UINT16, SegmentationResult
@@ -30,30 +27,6 @@ from dinocell.inference.tiling import evaluating, run_batch, starts, taper, wind
 from dinocell.objectives import ObjectiveConfig, build_objective
 
 Float32 = NDArray[np.float32]
-
-
-def scratch_array(shape: tuple[int, ...], dtype: Any, folder: Path | None = None) -> NDArray[Any]:
-    """Zeros in an unnamed file of `folder` (default: the system's temporary one), deleted with the array.
-
-    Raises:
-        DataError: the disk has too little room.
-    """
-    where = Path(folder or tempfile.gettempdir())
-    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    free = shutil.disk_usage(where).free
-    if needed > free:
-        raise DataError(
-            f"{where}: {needed / 2**30:.1f} GiB of scratch space are needed, {free / 2**30:.1f} GiB are free"
-        )
-    with tempfile.TemporaryFile(dir=where) as file:
-        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
-
-
-def release(array: NDArray[Any]) -> None:
-    """Give a scratch array's pages back to the system; their content stays in the file."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def predict_large(

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.data.jit import compiled
-from dinocell.data.preprocess import BINS, PreprocessConfig, percentiles
+from dinocell.data.clahe import BINS, apply_tables, tile_table
+from dinocell.data.preprocess import PreprocessConfig, histogram, limits, to_unit
+from dinocell.data.scratch import release
 
 STEP = 1024
 
@@ -32,11 +33,10 @@ class StreamedInput:
     def __init__(self, gray: NDArray[Any], config: PreprocessConfig) -> None:
         self.gray, self.config = gray, config
         self.size: tuple[int, int] = (gray.shape[0], gray.shape[1])
-        low, high = percentiles(gray, config.percentile_low, config.percentile_high)
-        if not high > low:
-            low, high = percentiles(gray, 0, 100)
-        self.low, self.high = low, high
-        self.constant = not high > low
+        counts = self._counts() if gray.dtype in (np.uint8, np.uint16) else None
+        self.low, self.high = limits(gray, config.percentile_low, config.percentile_high, counts)
+        release(gray)
+        self.constant = not self.high > self.low
         if self.constant:
             return
         self.tile = (-(-self.size[0] // config.clahe_tiles), -(-self.size[1] // config.clahe_tiles))
@@ -52,22 +52,22 @@ class StreamedInput:
         values *= np.float32(1 / max(self.deviation, 1e-12))
         return values
 
+    def _counts(self) -> NDArray[np.int64]:
+        """Pixels of each value of a uint8 or uint16 image."""
+        counts = np.zeros(np.iinfo(self.gray.dtype).max + 1, np.int64)
+        for at in self._blocks():
+            found = histogram(np.ascontiguousarray(self.gray[at]))
+            counts[: len(found)] += found
+        return counts
+
     def _unit(self, block: NDArray[Any]) -> Float32:
-        """Pixels stretched to [0, 1] between the contrast limits."""
-        wide = block.dtype.kind in "bui" and block.dtype.itemsize > 2
-        if wide:
-            values = (block.astype(np.float64) - self.low).astype(np.float32)
-        else:
-            values = block.astype(np.float32) - np.float32(self.low)
-        values *= np.float32(1 / (self.high - self.low))
-        np.clip(values, 0, 1, out=values)
-        return np.nan_to_num(values, copy=False)
+        return to_unit(np.ascontiguousarray(block), self.low, self.high)
 
     def _mapped(self, rows: slice, columns: slice) -> Float32:
         unit = self._unit(self.gray[rows, columns])
         if self.tables is None:
             return unit
-        mapped: Float32 = _apply_tables(unit, self.tables, *self.tile, rows.start, columns.start)
+        mapped: Float32 = apply_tables(unit, self.tables, *self.tile, rows.start, columns.start)
         return mapped
 
     def _blocks(self) -> Iterator[Slices]:
@@ -75,6 +75,7 @@ class StreamedInput:
         for y in range(0, height, STEP):
             for x in range(0, width, STEP):
                 yield slice(y, min(y + STEP, height)), slice(x, min(x + STEP, width))
+            release(self.gray)
 
     def _moments(self) -> tuple[float, float]:
         total = squares = 0.0
@@ -93,7 +94,6 @@ class StreamedInput:
             np.pad(np.arange(length), (0, side * tiles - length), mode=mode)
             for length, side in zip(self.size, self.tile, strict=True)
         )
-        limit = max(int(self.config.clahe_clip * tile_h * tile_w / BINS), 1)
         tables = np.empty((tiles, tiles, BINS), np.float32)
         for row in range(tiles):
             for column in range(tiles):
@@ -101,49 +101,15 @@ class StreamedInput:
                 across = xs[column * tile_w : (column + 1) * tile_w]
                 for start in range(row * tile_h, (row + 1) * tile_h, STEP):
                     down = ys[start : min(start + STEP, (row + 1) * tile_h)]
-                    unit = self._unit(self.gray[np.ix_(down, across)])
+                    unit = self._unit(self._pixels(down, across))
                     bins = np.rint(unit * np.float32(BINS - 1)).astype(np.uint8)
                     counts += np.bincount(bins.ravel(), minlength=BINS)
-                tables[row, column] = _table(counts, limit, tile_h * tile_w)
+                tables[row, column] = tile_table(counts, self.config.clahe_clip, tile_h * tile_w)
+            release(self.gray)
         return tables
 
-
-def _table(counts: NDArray[np.int64], limit: int, pixels: int) -> Float32:
-    """Cumulative histogram after clipping at `limit` and sharing the excess evenly."""
-    excess = int(np.maximum(counts - limit, 0).sum())
-    counts = np.minimum(counts, limit) + excess // BINS
-    residual = excess % BINS
-    if residual:
-        step = max(BINS // residual, 1)
-        counts[: residual * step : step] += 1
-    return (np.cumsum(counts) / pixels).astype(np.float32)
-
-
-@compiled
-def _apply_tables(unit: Float32, tables: Float32, tile_h: int, tile_w: int, top: int, left: int) -> Float32:
-    """Interpolate between the tables of the four nearest tiles; the region's corner lies at (top, left)."""
-    rows, columns, bins = tables.shape
-    out = np.empty_like(unit)
-    for y in range(unit.shape[0]):
-        ty = (y + top) / tile_h - 0.5
-        y0 = int(np.floor(ty))
-        fy = np.float32(ty - y0)
-        y1 = min(y0 + 1, rows - 1)
-        y0 = max(y0, 0)
-        for x in range(unit.shape[1]):
-            tx = (x + left) / tile_w - 0.5
-            x0 = int(np.floor(tx))
-            fx = np.float32(tx - x0)
-            x1 = min(x0 + 1, columns - 1)
-            x0 = max(x0, 0)
-            value = unit[y, x] * np.float32(bins - 1)
-            k = min(int(value), bins - 2)
-            f = value - np.float32(k)
-            a = tables[y0, x0, k] + f * (tables[y0, x0, k + 1] - tables[y0, x0, k])
-            b = tables[y0, x1, k] + f * (tables[y0, x1, k + 1] - tables[y0, x1, k])
-            c = tables[y1, x0, k] + f * (tables[y1, x0, k + 1] - tables[y1, x0, k])
-            d = tables[y1, x1, k] + f * (tables[y1, x1, k + 1] - tables[y1, x1, k])
-            above = a + fx * (b - a)
-            below = c + fx * (d - c)
-            out[y, x] = above + fy * (below - above)
-    return out
+    def _pixels(self, down: NDArray[np.int64], across: NDArray[np.int64]) -> NDArray[Any]:
+        """Pixels of the rows `down` and columns `across`; most often a plain rectangle, which is read far faster."""
+        if all(len(line) == abs(int(line[-1]) - int(line[0])) + 1 and line[0] <= line[-1] for line in (down, across)):
+            return self.gray[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+        return self.gray[np.ix_(down, across)]
