@@ -57,9 +57,9 @@ setup(
     ],
     extras_require={
         "xformers": ["xformers>=0.0.29"],
-        "formats": ["bioio", "bioio-czi", "bioio-nd2", "liffile", "bioio-ome-zarr"],
+        "formats": ["bioio", "bioio-czi", "bioio-nd2", "liffile", "zarr>=3"],
         "parquet": ["pyarrow>=14"],
-        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2", "pyarrow>=14"],
+        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2", "pyarrow>=14", "zarr>=3"],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["dinocell = dinocell.cli:main"]},

@@ -1,10 +1,8 @@
-"""CZI, ND2 and OME-Zarr through bioio, LIF through liffile; the `formats` extra installs all of them."""
+"""CZI and ND2 through bioio, LIF through liffile; the `formats` extra installs all of them."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,9 @@ from dinocell.data.axes import AXES
 from dinocell.data.image import ImageFile, reading, refuse_bomb
 from dinocell.errors import DataError
 
-BIOIO = (".czi", ".nd2", ".lif", ".zarr")
+BIOIO = (".czi", ".nd2", ".lif")
 METRE = 1e6
 """µm."""
-MAX_CHUNKS = 10**7
-"""More chunks than this are not listed: readers keep an entry for each, before any is read."""
 
 
 def read_bioio(file: Path, max_bytes: int | None) -> Iterator[ImageFile]:
@@ -28,39 +24,12 @@ def read_bioio(file: Path, max_bytes: int | None) -> Iterator[ImageFile]:
     Raises:
         DataError: the reader is not installed, or the file is unreadable or too large.
     """
-    if file.suffix.lower() == ".zarr":
-        _refuse_zarr_bomb(file, max_bytes)
     library = _import("liffile" if file.suffix.lower() == ".lif" else "bioio", file)
     with reading(file, f"{library.__name__} cannot read it"):
         scenes = _lif_images(library, file) if library.__name__ == "liffile" else _bioio_scenes(library, file)
         for image in scenes:
             refuse_bomb(image["shape"], np.dtype(image["dtype"]).itemsize, max_bytes, file)
             yield _as_image(image)
-
-
-def _refuse_zarr_bomb(folder: Path, max_bytes: int | None) -> None:
-    """Refuse by what the arrays' own headers declare: bioio lists every chunk before it tells the shape."""
-    for name in (".zarray", "zarr.json"):
-        for header in (*folder.glob(name), *folder.glob(f"*/{name}")):
-            try:
-                content = json.loads(header.read_text(encoding="utf-8"))
-                shape, chunks, dtype = _zarr_array(content)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # a group, or damaged: the reader says what is wrong
-            refuse_bomb(shape, dtype.itemsize, max_bytes, folder)
-            refuse_bomb(chunks, dtype.itemsize, max_bytes, folder)
-            count = math.prod(-(-length // max(chunk, 1)) for length, chunk in zip(shape, chunks, strict=False))
-            if count > MAX_CHUNKS:
-                raise DataError(f"{header}: {count} chunks, more than {MAX_CHUNKS}: write the array in larger ones")
-
-
-def _zarr_array(content: dict[str, Any]) -> tuple[list[int], list[int], np.dtype[Any]]:
-    """Shape, chunk shape and dtype that the header of a Zarr array (format 2 or 3) declares."""
-    if "chunk_grid" in content:
-        chunks, dtype = content["chunk_grid"]["configuration"]["chunk_shape"], content["data_type"]
-    else:
-        chunks, dtype = content["chunks"], content["dtype"]
-    return [int(length) for length in content["shape"]], [int(length) for length in chunks], np.dtype(dtype)
 
 
 def _import(name: str, file: Path) -> Any:

@@ -49,6 +49,11 @@ class ImageFile:
     series: str = ""
     t_step: int = 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return self.array.shape
+
 
 def override_axes(image: ImageFile, axes: str | None, where: Path) -> ImageFile:
     """The same image with the caller's axes, if any."""

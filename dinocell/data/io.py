@@ -19,11 +19,14 @@ from dinocell.data import axes as axis_rules
 from dinocell.data.bioformats import BIOIO, read_bioio
 from dinocell.data.gray import planes, to_gray
 from dinocell.data.image import ImageFile, every_nth_frame, override_axes, reading, refuse_bomb
+from dinocell.data.lazy import LazyFile, open_npy
 from dinocell.data.tiff import TIFFS, read_tiff, write_label_tiff
+from dinocell.data.tiff_planes import open_tiff
+from dinocell.data.zarr_files import open_zarr, read_zarr
 from dinocell.errors import ConfigError, DataError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
-SUFFIXES = (*PICTURES, *TIFFS, ".npy", *BIOIO)
+SUFFIXES = (*PICTURES, *TIFFS, ".npy", ".zarr", *BIOIO)
 MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels", "_cp_masks", "_seg", "_instances_ids")
 
 
@@ -31,7 +34,7 @@ def read_image(path: str | os.PathLike[str], *, axes: str | None = None, max_byt
     """Read the first image of a file.
 
     Args:
-        path: TIFF (OME, ImageJ, STK, LSM, BigTIFF), PNG, JPEG, BMP, NPY; CZI, ND2, LIF and OME-Zarr through bioio.
+        path: TIFF (OME, ImageJ, STK, LSM, BigTIFF), PNG, JPEG, BMP, NPY, OME-Zarr; CZI, ND2, LIF through bioio.
         axes: letters out of TZCYXS that override metadata and rules, e.g. "ZYX".
         max_bytes: refuse files that decode to more than this; default: `DINOCELL_MAX_GIB`, or 8 GiB.
 
@@ -67,6 +70,8 @@ def _series(file: Path, axes: str | None, t_step: int, max_bytes: int | None) ->
     suffix = file.suffix.lower()
     if suffix in BIOIO:
         found = read_bioio(file, max_bytes)
+    elif suffix == ".zarr":
+        found = iter([read_zarr(file, max_bytes)])
     elif file.is_dir():
         raise DataError(f"{file}: is a folder, not an image")
     elif suffix in TIFFS:
@@ -80,6 +85,30 @@ def _series(file: Path, axes: str | None, t_step: int, max_bytes: int | None) ->
         raise DataError(f"{file}: unknown image type {suffix or '(none)'}; known: {' '.join(SUFFIXES)}")
     for image in found:
         yield every_nth_frame(override_axes(image, axes, file), t_step)
+
+
+def open_lazily(path: str | os.PathLike[str], *, axes: str | None = None) -> LazyFile | None:
+    """A TIFF, OME-Zarr or NPY file that decodes to more than 256 MiB, to be loaded plane by plane.
+
+    Args:
+        path: see `read_image`.
+        axes: see `read_image`.
+
+    Returns:
+        None for small files, other formats, and the layouts of TIFF that can only be read whole.
+
+    Raises:
+        DataError: unreadable, axes that do not fit, or a plane that decodes to more than 64 GiB.
+    """
+    file = Path(path)
+    suffix = file.suffix.lower()
+    if suffix == ".zarr" and file.is_dir():
+        return open_zarr(file, axes)
+    if not file.is_file():
+        return None
+    if suffix in TIFFS:
+        return open_tiff(file, axes)
+    return open_npy(file, axes) if suffix == ".npy" else None
 
 
 def _read_picture(file: Path, max_bytes: int | None) -> ImageFile:
@@ -181,7 +210,10 @@ def expand(entry: str | os.PathLike[str]) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         zarrs = [name for name in folders if name.lower().endswith(".zarr")]
-        yield from (Path(root, name) for name in zarrs)
+        for name in zarrs:
+            stem = name[: -len(".zarr")].lower().removesuffix(".ome")
+            if name[0] != "." and not stem.endswith(MASK_ENDINGS):
+                yield Path(root, name)
         folders[:] = sorted(
             name for name in folders if name not in zarrs and name not in ("masks", "ignore") and name[0] != "."
         )
@@ -227,9 +259,11 @@ def write_labels(path: str | os.PathLike[str], labels: npt.ArrayLike, pixel_size
 
 __all__ = [
     "ImageFile",
+    "LazyFile",
     "every_nth_frame",
     "expand",
     "list_images",
+    "open_lazily",
     "override_axes",
     "planes",
     "read_image",

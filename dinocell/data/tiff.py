@@ -44,7 +44,7 @@ def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int | None) 
         tiff = tifffile.TiffFile(file)
     with tiff:
         with reading(file, "broken TIFF"):
-            series = _real_series(tiff)
+            series = real_series(tiff)
         for number, one in enumerate(series):
             with reading(file, "cannot be decoded"):
                 image = _read_one(tiff, one, file, axes, t_step, max_bytes)
@@ -52,7 +52,8 @@ def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int | None) 
             yield replace(image, series=name)
 
 
-def _real_series(tiff: tifffile.TiffFile) -> list[Any]:
+def real_series(tiff: tifffile.TiffFile) -> list[Any]:
+    """The series of a file that are images of their own, without thumbnails."""
     for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", tiff.ome_metadata or "" if tiff.is_ome else ""):
         planes = math.prod(int(size) for size in re.findall(r'\bSize[TZC]="(\d+)"', pixels))
         if planes > MAX_PLANES:
@@ -76,7 +77,7 @@ def _read_one(
     shape = tuple(int(length) for length in series.shape)
     if len(shape) < 2 or 0 in shape:
         raise DataError(f"{file}: holds no picture: its first image has shape {shape}")
-    names, source = _axes_of(tiff, series)
+    names, source = axes_of(tiff, series)
     if axes is not None:
         names, source = axis_rules.check_given(axes, shape, str(file)), "given"
     step = t_step if names.startswith("T") else 1
@@ -88,8 +89,8 @@ def _read_one(
         array=array,
         axes=names,
         axes_source=source,
-        pixel_size=_pixel_size(tiff),
-        channel_names=_channel_names(tiff, series, names, shape),
+        pixel_size=pixel_size(tiff),
+        channel_names=channel_names(tiff, series, names, shape),
     )
     image = _as_photographed(tiff, series, image)
     if axes is not None and image.array.ndim == array.ndim:
@@ -106,7 +107,8 @@ def _decode(series: Any, shape: tuple[int, ...], step: int) -> Array:
     return array[::step].reshape((-(-shape[0] // step), *shape[1:]))
 
 
-def _axes_of(tiff: tifffile.TiffFile, series: Any) -> tuple[str, str]:
+def axes_of(tiff: tifffile.TiffFile, series: Any) -> tuple[str, str]:
+    """Axis letters of a series, and where they come from."""
     shape = tuple(int(length) for length in series.shape)
     axes = str(series.axes)
     page = series.keyframe
@@ -142,7 +144,7 @@ def _as_photographed(tiff: tifffile.TiffFile, series: Any, image: ImageFile) -> 
     return image
 
 
-def _pixel_size(tiff: tifffile.TiffFile) -> float | None:
+def pixel_size(tiff: tifffile.TiffFile) -> float | None:
     """µm a pixel from OME or ImageJ metadata; bare resolution tags are printers' defaults and prove nothing."""
     if tiff.is_ome and tiff.ome_metadata:
         value = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', tiff.ome_metadata)
@@ -160,7 +162,8 @@ def _pixel_size(tiff: tifffile.TiffFile) -> float | None:
     return None
 
 
-def _channel_names(tiff: tifffile.TiffFile, series: Any, axes: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+def channel_names(tiff: tifffile.TiffFile, series: Any, axes: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names that OME metadata give to the channels, or nothing."""
     if "C" not in axes or not (tiff.is_ome and tiff.ome_metadata):
         return ()
     images = re.findall(r"<(?:\w+:)?Image\b.*?</(?:\w+:)?Image>", tiff.ome_metadata, re.DOTALL)

@@ -62,29 +62,32 @@ def blocks(size: tuple[int, int], block: int = BLOCK) -> list[Region]:
 
 
 def decode_blocks(
-    maps: Float32,
+    maps: Any,
     config: ObjectiveConfig,
     labels: NDArray[Any],
     block: int = BLOCK,
     halo: int = HALO,
     max_halo: int = MAX_HALO,
+    first: int = 0,
+    count: int = 0,
 ) -> Iterator[int]:
     """Decode maps (K, H, W) into `labels` (H, W), block by block.
 
     Args:
-        maps: raw network output, in memory or memory-mapped.
+        maps: raw network output, in memory, memory-mapped, or a `resample.ScaledMaps`.
         config: the objective and its thresholds; `max_size_fraction` counts the whole image.
         labels: integers, all 0 at the start; filled with 1…n.
         block: side of a core, px.
         halo: first width of the border around it, px; about the largest cell.
         max_halo: a cell that needs more is taken as the largest halo shows it, with a warning.
+        first: blocks that are decoded already.
+        count: cells in them.
 
     Yields:
         The number of cells so far, after each block.
     """
     size = (labels.shape[0], labels.shape[1])
-    count = 0
-    for core in blocks(size, block):
+    for core in blocks(size, block)[first:]:
         for y, x, mask in _decode_core(maps, config, core, size, halo, max_halo):
             window = labels[y : y + mask.shape[0], x : x + mask.shape[1]]
             free = mask & (window == 0)
@@ -95,7 +98,7 @@ def decode_blocks(
 
 
 def _decode_core(
-    maps: Float32, config: ObjectiveConfig, core: Region, size: tuple[int, int], halo: int, max_halo: int
+    maps: Any, config: ObjectiveConfig, core: Region, size: tuple[int, int], halo: int, max_halo: int
 ) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
     """(top, left, mask) of each cell whose first pixel lies in the core."""
     while True:

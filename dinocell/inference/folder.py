@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dinocell import log
+from dinocell import __version__, log
 from dinocell.checkpoint import atomic_write_bytes
 from dinocell.data.io import list_images
 from dinocell.device import Precision
@@ -23,7 +23,8 @@ from dinocell.errors import ConfigError, DinoCellError
 from dinocell.inference.depth import choose_depth
 from dinocell.inference.naming import unique_stems, without_results
 from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
-from dinocell.inference.planes import InputPlane, count_planes, iter_planes, open_image
+from dinocell.inference.planes import Plane, count_planes, iter_planes, open_image
+from dinocell.inference.resume import KeptScratch
 from dinocell.inference.result import SegmentationResult
 from dinocell.inference.segment import Job, Segmenter, SegmentOptions, merge_options
 from dinocell.inference.shards import SUMMARY_NAME, Shard
@@ -157,7 +158,7 @@ class _Opened:
     file: Path
     stem: str
     planes: int
-    images: Iterator[InputPlane]
+    images: Iterator[Plane]
     outcome: Outcome | None = None
     deferred: bool = False
 
@@ -166,7 +167,7 @@ class _Opened:
 class _Large:
     """A plane for `Segmenter.segment_large`, alone and in its turn."""
 
-    plane: InputPlane
+    plane: Plane
     about: dict[str, Any]
 
 
@@ -254,7 +255,7 @@ class _Run:
                 about |= {"plane": plane.name, "stem": f"{entry.stem}_{plane.name}" if plane.name else entry.stem}
                 yield partial(self._prepare, plane, about)
 
-    def _prepare(self, plane: InputPlane, about: dict[str, Any]) -> Job | _Large | Outcome:
+    def _prepare(self, plane: Plane, about: dict[str, Any]) -> Job | _Large | Outcome:
         if self._skips(about["stem"]):
             return Outcome(**about, status="skipped")
         if self.segmenter.is_large(plane, self.options):
@@ -277,9 +278,22 @@ class _Run:
         return self._save(job.tag, lambda: self.segmenter.finish(job, maps, self.options))
 
     def _finish_large(self, entry: _Large) -> Outcome:
-        log.info(f"{entry.about['file']}: {' × '.join(map(str, entry.plane.gray.shape))} px, in bounded memory")
-        self.out.mkdir(parents=True, exist_ok=True)
-        return self._save(entry.about, lambda: self.segmenter.segment_large(entry.plane, self.options, self.out))
+        """One large plane, start to end; a killed run leaves a hidden folder that the next one goes on from."""
+        log.info(f"{entry.about['file']}: {' × '.join(map(str, entry.plane.size))} px, in bounded memory")
+        try:
+            scratch = KeptScratch(self.out / f".{entry.about['stem']}.partial", self._key(entry))
+        except Exception as error:  # as in _open
+            return Outcome(**entry.about, status="failed", reason=_reason(error))
+        outcome = self._save(entry.about, lambda: self.segmenter.segment_large(entry.plane, self.options, scratch))
+        scratch.close()
+        return outcome
+
+    def _key(self, entry: _Large) -> str:
+        """What the cells of a large plane depend on."""
+        file: Path = entry.about["file"]
+        status = file.stat()
+        parts = (file.absolute(), status.st_size, status.st_mtime_ns, entry.plane.name, __version__)
+        return " | ".join(map(str, (*parts, self.segmenter.fingerprint(), self.options)))
 
     def _save(self, about: dict[str, Any], segment: Callable[[], SegmentationResult]) -> Outcome:
         try:

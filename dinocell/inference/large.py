@@ -1,15 +1,13 @@
 """Images of any size in bounded memory: streamed windows, maps in a scratch file, decoding in blocks.
 
-What is held at a time is one row of windows, one block and the image itself (nothing of it, if it is memory-mapped).
-Maps and labels lie in unnamed scratch files that vanish with the result: 4 bytes a pixel for every map and for the
-labels.
+What is held at a time is some windows and one block. The image, the maps and the labels lie in scratch files: 4 bytes
+a pixel for every map and for the labels. The work can be interrupted at any time and continued (see `resume`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dinocell import log
-from dinocell.data.scratch import release, scratch_array
+from dinocell.data.scratch import release
 from dinocell.inference.blocks import BLOCK, blocks, decode_blocks
 from dinocell.inference.planes import InputPlane
+from dinocell.inference.resample import Picture, ScaledMaps
 from dinocell.inference.result import MAX_UINT16, SegmentationResult
-from dinocell.inference.streaming import StreamedInput
+from dinocell.inference.resume import Scratch
 from dinocell.inference.tiling import evaluating, run_batch, starts, taper, windows
 from dinocell.objectives import ObjectiveConfig, build_objective
 
@@ -31,52 +30,60 @@ Float32 = NDArray[np.float32]
 
 def predict_large(
     model: nn.Module,
-    source: StreamedInput,
+    source: Picture,
+    channels: int,
     window: int,
     overlap: int,
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
-    folder: Path | None = None,
+    scratch: Scratch | None = None,
 ) -> Iterator[tuple[int, Float32]]:
     """Maps of a large image, equal to `predict_maps` bit for bit; yields (rows finished, maps) after every row.
 
     Args:
         source: the image, both sides at least `window`.
-        folder: where the scratch file lies.
+        channels: number of maps.
+        scratch: where maps and unfinished rows lie; rows that an earlier run finished are not run again.
         model, window, overlap, batch_size, device, dtype: as for `predict_maps`.
 
     Yields:
         Image rows whose maps are final, and the maps (K, H, W) in scratch.
     """
+    scratch = scratch or Scratch()
     height, width = source.size
-    maps: Float32 | None = None
-    band = np.zeros((0, window, width), np.float32)
+    maps = scratch.array("maps", (channels, height, width), np.float32)
+    # The row of windows at work and the one before it, which a killed run continues from.
+    bands = [scratch.array(f"band{side}", (channels, window, width), np.float32) for side in range(2)]
+    first = scratch.done("network")
     tops = [*starts(height, window, overlap), height]
+    if first == len(tops) - 1:
+        yield height, maps
     with evaluating(model):
         for row, tiles in groupby(windows(source.size, window, overlap), key=lambda at: at.row):
+            if row < first:
+                continue
+            band, before = bands[row % 2], bands[1 - row % 2]
+            shared = window - (tops[row] - tops[row - 1]) if row else 0
+            band[:, :shared] = before[:, window - shared :]
+            band[:, shared:] = 0
             waiting = list(tiles)
             while waiting:
                 batch, waiting = waiting[:batch_size], waiting[batch_size:]
                 predictions = run_batch(model, [source.region(*at.slices) for at in batch], device, dtype)
-                if maps is None:
-                    maps = scratch_array((predictions.shape[1], height, width), np.float32, folder)
-                    band = np.zeros((predictions.shape[1], window, width), np.float32)
                 for at, prediction in zip(batch, predictions, strict=True):
                     band[:, :, at.x : at.x + at.width] += prediction * taper(at, source.size, window, overlap)
-            assert maps is not None
-            done = tops[row + 1] - tops[row]  # rows that no later window touches
-            maps[:, tops[row] : tops[row + 1]] = band[:, :done]
-            band[:, : window - done] = band[:, done:].copy()
-            band[:, window - done :] = 0
-            release(maps)
+            maps[:, tops[row] : tops[row + 1]] = band[:, : tops[row + 1] - tops[row]]  # no later window touches these
+            scratch.commit(maps, band, network=row + 1)
+            for array in (maps, band, before):
+                release(array)
             yield tops[row + 1], maps
 
 
 def segment_large(
     model: nn.Module,
     plane: InputPlane,
-    source: StreamedInput,
+    source: Picture,
     config: ObjectiveConfig,
     *,
     window: int,
@@ -84,41 +91,59 @@ def segment_large(
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
-    folder: Path | None = None,
+    scratch: Scratch | None = None,
+    notes: tuple[str, ...] = (),
 ) -> SegmentationResult:
     """Cells of an image of any size (both sides at least `window`), with progress; labels and maps in scratch files.
 
-    The cells are those of whole-image decoding up to their numbers (see `blocks`).
+    The cells are those of whole-image decoding up to their numbers (see `blocks`). `source` may have another scale
+    than the plane; labels come back at the plane's size.
     """
+    scratch = scratch or Scratch()
+    objective = build_objective(config)
     if source.constant:
-        log.warning("the image is constant: no cells")
-        empty = scratch_array(source.size, np.uint16, folder)
-        return SegmentationResult(labels=empty, maps=None, objective=build_objective(config), plane=plane)
-    rows = predict_large(model, source, window, overlap, batch_size, device, dtype, folder)
-    maps = np.zeros(0, np.float32)
-    for _, partial in log.progress(rows, "network", len(starts(source.size[0], window, overlap)), "rows of windows"):
+        notes = (*notes, "the image is constant: no cells")
+        empty = scratch.array("final", plane.size, np.uint16)
+        return SegmentationResult(labels=empty, maps=None, objective=objective, plane=plane, notes=notes)
+    channels = len(objective.channels)
+    rows = predict_large(model, source, channels, window, overlap, batch_size, device, dtype, scratch)
+    total, maps = len(starts(source.size[0], window, overlap)), np.zeros(0, np.float32)
+    for _, partial in log.progress(rows, "network", total - scratch.done("network"), "rows of windows"):
         maps = partial
-    labels = scratch_array(source.size, np.uint32, folder)
-    steps = decode_blocks(maps, config, labels, BLOCK)
-    count = 0
-    for found in log.progress(steps, "decoding", len(blocks(source.size, BLOCK)), "blocks"):
+    seen: Any = maps if source.size == plane.size else ScaledMaps(maps, plane.size)
+    labels = _decoded(seen, maps, config, plane, scratch)
+    return SegmentationResult(labels=labels, maps=seen, objective=objective, plane=plane, notes=notes)
+
+
+def _decoded(seen: Any, maps: Float32, config: ObjectiveConfig, plane: InputPlane, scratch: Scratch) -> NDArray[Any]:
+    """Labels (H, W) in scratch, decoded block by block; blocks that an earlier run finished are not decoded again."""
+    labels = scratch.array("labels", plane.size, np.uint32)
+    first, count = scratch.done("decoding"), scratch.done("cells")
+    if scratch.resumed:  # cells of the block that was being decoded are found again
+        for top in range(0, len(labels), BLOCK):
+            part = labels[top : top + BLOCK]
+            part[part > count] = 0
+            release(labels)
+    steps = decode_blocks(seen, config, labels, BLOCK, first=first, count=count)
+    total = len(blocks(plane.size, BLOCK))
+    for done, found in enumerate(log.progress(steps, "decoding", total - first, "blocks"), start=first + 1):
         count = found
+        scratch.commit(labels, decoding=done, cells=count)
         release(maps)
         release(labels)
-    labels = _cleaned(labels, plane.gray, count, folder)
-    return SegmentationResult(labels=labels, maps=maps, objective=build_objective(config), plane=plane)
+    return _cleaned(labels, plane.gray, count, scratch)
 
 
-def _cleaned(labels: NDArray[Any], gray: NDArray[Any], count: int, folder: Path | None) -> NDArray[Any]:
+def _cleaned(labels: NDArray[Any], gray: NDArray[Any], count: int, scratch: Scratch) -> NDArray[Any]:
     """Labels without cells on NaN pixels, as uint16 if they fit."""
     small = count <= MAX_UINT16
-    target = scratch_array(labels.shape, np.uint16, folder) if small else labels
+    target = scratch.array("final", labels.shape, np.uint16) if small else labels
     for top in range(0, len(labels), BLOCK):
         rows = slice(top, top + BLOCK)
         part = labels[rows]
         if gray.dtype.kind == "f":
             part = np.where(np.isfinite(gray[rows]), part, 0)
         target[rows] = part
-        release(labels)
-        release(target)
+        for array in (labels, target, gray):
+            release(array)
     return target

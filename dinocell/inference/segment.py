@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -26,10 +30,13 @@ from dinocell.inference.depth import Depth, check_depth, choose_depth
 from dinocell.inference.embeddings import cell_embeddings, frame_of
 from dinocell.inference.fitting import Fit, fit_plane, unfit_maps
 from dinocell.inference.packaged import find_model
-from dinocell.inference.planes import Channel, Image, InputPlane, count_planes, iter_planes, open_image
-from dinocell.inference.result import SegmentationResult, compact_dtype
+from dinocell.inference.planes import Channel, Image, InputPlane, Plane, count_planes, iter_planes, loaded, open_image
+from dinocell.inference.resample import Picture, ScaledPicture, WholePicture
+from dinocell.inference.result import SegmentationResult, cell_probability, compact_dtype
+from dinocell.inference.resume import Scratch
+from dinocell.inference.scale import Estimate, estimate_diameter, training_diameter
 from dinocell.inference.streaming import StreamedInput
-from dinocell.inference.tiling import OVERLAP, Window, predict_stream
+from dinocell.inference.tiling import OVERLAP, Window, evaluating, predict_stream, run_batch
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 
@@ -46,7 +53,9 @@ class SegmentOptions:
     axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
     channel: Channel | None = field(None, "channel to segment, index from 0 or name; default: all, combined to gray")
     z: Depth | None = field(None, "Z stacks as one plane: best, max, mean or a number from 0; default: each depth")
-    diameter: float | None = field(None, "typical cell diameter in the image; rescales to the model's own", "px")
+    diameter: float | Literal["auto"] | None = field(
+        None, "typical cell diameter in the image, or auto to estimate it; rescales to the model's own", "px"
+    )
     pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
     threshold: float | None = field(None, "probability above which a pixel belongs to a cell")
     min_size: int | None = field(None, "smallest cell kept", "px")
@@ -57,7 +66,9 @@ class SegmentOptions:
     def __post_init__(self) -> None:
         for name in ("diameter", "pixel_size"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if isinstance(value, str) and (name, value) != ("diameter", "auto"):
+                raise ConfigError(f"{name}: must be a number{' or auto' if name == 'diameter' else ''}, got {value!r}")
+            if value is not None and value != "auto" and not 0 < value < math.inf:
                 raise ConfigError(f"{name}: must be above 0, got {value}")
         check_depth(self.z)
 
@@ -156,58 +167,67 @@ class Segmenter:
         opened = choose_depth(open_image(image, options.axes), options.z, options.channel)
         yield from self.stream(iter_planes(opened, options.channel), options)
 
-    def stream(self, planes: Iterable[InputPlane], options: SegmentOptions) -> Iterator[SegmentationResult]:
-        """Segment planes one after the other, windows batched across them."""
+    def stream(
+        self, planes: Iterable[Plane], options: SegmentOptions, folder: Path | None = None
+    ) -> Iterator[SegmentationResult]:
+        """Segment planes one after the other, windows batched across them; `folder` takes scratch files."""
         for is_large, group in groupby(planes, key=lambda plane: self.is_large(plane, options)):
             if is_large:
-                yield from (self.segment_large(plane, options) for plane in group)
+                for plane in group:
+                    result = self.segment_large(plane, options, Scratch(folder))
+                    _tell(result.plane, result.notes)
+                    yield result
                 continue
             jobs = (self.prepare(plane, options) for plane in group)
             for job, maps in self.predict(jobs):
-                for note in job.notes:
-                    log.warning(f"{job.plane.name + ': ' if job.plane.name else ''}{note}")
+                _tell(job.plane, job.notes)
                 yield self.finish(job, maps, options)
 
-    def is_large(self, plane: InputPlane, options: SegmentOptions) -> bool:
-        """Whether the plane goes through `segment_large`: past `large_pixels`, at the model's own scale."""
+    def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
+        """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
+        scale = 1.0 if options.diameter == "auto" else self._scale(options)
+        pixels = math.prod(plane.size)
         return (
             self.fit == "tile"
-            and plane.gray.size > self.large_pixels
-            and min(plane.gray.shape) >= self.window
-            and self._scale(options) == 1
+            and max(pixels, pixels * scale**2) > self.large_pixels
+            and min(plane.size) * min(scale, 1) >= self.window
         )
 
     def segment_large(
-        self, plane: InputPlane, options: SegmentOptions, scratch: Path | None = None
+        self, plane: Plane, options: SegmentOptions, scratch: Scratch | None = None
     ) -> SegmentationResult:
-        """Segment a plane in bounded memory: streamed windows, maps and labels in scratch files under `scratch`.
+        """Segment a plane in bounded memory: streamed windows, maps and labels in scratch files.
 
         The cells are those that `segment` finds, whatever their numbers.
         """
-        if options.pixel_size is not None:
-            plane = dataclasses.replace(plane, pixel_size=options.pixel_size)
-        source = StreamedInput(plane.gray, self.preprocess)
+        scratch = scratch or Scratch()
+        plane = self._sized(loaded(plane, scratch.folder), options)
+        picture: Picture = StreamedInput(plane.gray, self.preprocess)
+        scale, notes = self._scale_of(picture, options)
+        scale = max(scale, self.window / min(plane.size))
+        if scale != 1 and not picture.constant:
+            picture = ScaledPicture(picture, _scaled(plane.size, scale))
         result = large.segment_large(
             self.model,
             plane,
-            source,
+            picture,
             options.decoding(self.objective),
             window=self.window,
             overlap=self.overlap,
             batch_size=self.batch_size,
             device=self.device,
             dtype=self.dtype,
-            folder=scratch,
+            scratch=scratch,
+            notes=tuple(notes),
         )
         if options.embeddings:
-            embeddings = self._embed(result.labels, lambda at: source.region(*at.slices), source.size, source.size)
+            embeddings = self._embed(result.labels, lambda at: picture.region(*at.slices), picture.size, picture.size)
             result = dataclasses.replace(result, embeddings=embeddings)
         return result
 
-    def prepare(self, plane: InputPlane, options: SegmentOptions) -> Job:
+    def prepare(self, plane: Plane, options: SegmentOptions) -> Job:
         """Preprocess a plane; thread-safe."""
-        if options.pixel_size is not None:
-            plane = dataclasses.replace(plane, pixel_size=options.pixel_size)
+        plane = self._sized(loaded(plane), options)
         gray: NDArray[Any] = plane.gray
         notes: list[str] = []
         invalid = ~np.isfinite(gray) if gray.dtype.kind == "f" else None
@@ -218,22 +238,61 @@ class Segmenter:
         finite = gray if invalid is None else gray[~invalid]
         if finite.size == 0 or finite.min() == finite.max():
             notes.append("the image is constant: no cells")
-            return Job(plane=plane, size=_size(gray), z=None, invalid=invalid, notes=notes)
+            return Job(plane=plane, size=plane.size, z=None, invalid=invalid, notes=notes)
         z: NDArray[Any] = preprocess(gray, self.preprocess)
-        scale = self._scale(options)
+        scale, said = self._scale_of(WholePicture(z), options)
+        notes += said
         if scale != 1:
-            notes.append(f"scaled by {scale:.3g} to the size of the cells that the model was trained on")
-            size = (max(1, round(z.shape[1] * scale)), max(1, round(z.shape[0] * scale)))
-            z = cv2.resize(z, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+            height, width = _scaled(plane.size, scale)
+            z = cv2.resize(z, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         z = fit_plane(np.asarray(z, np.float32), self.window, self.fit)
         kept = z if options.embeddings else None
-        return Job(plane=plane, size=_size(gray), z=z, invalid=invalid, notes=notes, kept=kept)
+        return Job(plane=plane, size=plane.size, z=z, invalid=invalid, notes=notes, kept=kept)
+
+    def _sized(self, plane: InputPlane, options: SegmentOptions) -> InputPlane:
+        """The plane with the pixel size that the user gave, if any."""
+        return plane if options.pixel_size is None else dataclasses.replace(plane, pixel_size=options.pixel_size)
+
+    def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[str]]:
+        """Factor from a picture's pixels to the model's, and what the user should know about it."""
+        if options.diameter != "auto":
+            scale = self._scale(options)
+            said = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
+            return scale, [said] if scale != 1 else []
+        found = self.estimate_diameter(picture, options)
+        return found.scale, [str(found)]
+
+    def estimate_diameter(self, picture: Picture, options: SegmentOptions | None = None) -> Estimate:
+        """The typical diameter of the cells in a preprocessed picture, found with the model itself.
+
+        Raises:
+            ConfigError: the model does not record the diameter it was trained at.
+        """
+        ours = training_diameter(self.meta)
+        if ours is None:
+            raise ConfigError("diameter: this model does not record the diameter it was trained at; leave it out")
+        if picture.constant:
+            return Estimate(scale=1.0, diameter=None, cells=0)
+        objective = build_objective((options or SegmentOptions()).decoding(self.objective))
+
+        def cells(windows: list[Float32]) -> list[tuple[NDArray[np.int32], Float32]]:
+            with self._embedding, evaluating(self.model):
+                maps = np.concatenate(
+                    [
+                        run_batch(self.model, windows[at : at + self.batch_size], self.device, self.dtype)
+                        for at in range(0, len(windows), self.batch_size)
+                    ]
+                )
+            return [(objective.decode(one), cell_probability(one, objective)) for one in maps]
+
+        return estimate_diameter(picture, cells, self.window, ours)
 
     def _scale(self, options: SegmentOptions) -> float:
         """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
         training = self.meta.get("training") or {}
         if options.diameter is not None:
-            ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
+            assert options.diameter != "auto"
+            ours, theirs, name = training_diameter(self.meta), options.diameter, "diameter"
             scale = None if not ours else ours / theirs
         elif options.pixel_size is not None:
             ours, theirs, name = training.get("pixel_size"), options.pixel_size, "pixel_size"
@@ -247,6 +306,14 @@ class Segmenter:
         if not 1 / MAX_RESCALE <= scale <= MAX_RESCALE:
             raise ConfigError(f"{name}: {theirs:g} scales the image by {scale:.3g}; the model was trained at {ours:g}")
         return float(scale)
+
+    def fingerprint(self) -> str:
+        """A checksum of the weights and the configuration: work begun with another model is not continued."""
+        digest = hashlib.blake2b(json.dumps(self.meta, sort_keys=True, default=str).encode(), digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return f"{digest.hexdigest()} {self.window} {self.overlap} {self.dtype}"
 
     def predict(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Float32 | None]]:
         """Run the network; (job, maps (K, h, w)) in the order given, maps None for jobs without a picture."""
@@ -340,5 +407,10 @@ def merge_options(options: SegmentOptions | None, changes: Mapping[str, Any]) ->
     return dataclasses.replace(options or SegmentOptions(), **changes)
 
 
-def _size(gray: NDArray[Any]) -> tuple[int, int]:
-    return gray.shape[0], gray.shape[1]
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _tell(plane: InputPlane, notes: Iterable[str]) -> None:
+    for note in notes:
+        log.warning(f"{plane.name + ': ' if plane.name else ''}{note}")

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.data.clahe import BINS, apply_tables, tile_table
-from dinocell.data.preprocess import PreprocessConfig, histogram, limits, to_unit
+from dinocell.data.gray_bands import histogram_by_bands
+from dinocell.data.preprocess import PreprocessConfig, limits, to_unit
 from dinocell.data.scratch import release
 
 STEP = 1024
@@ -33,9 +34,8 @@ class StreamedInput:
     def __init__(self, gray: NDArray[Any], config: PreprocessConfig) -> None:
         self.gray, self.config = gray, config
         self.size: tuple[int, int] = (gray.shape[0], gray.shape[1])
-        counts = self._counts() if gray.dtype in (np.uint8, np.uint16) else None
+        counts = histogram_by_bands(gray) if gray.dtype in (np.uint8, np.uint16) else None
         self.low, self.high = limits(gray, config.percentile_low, config.percentile_high, counts)
-        release(gray)
         self.constant = not self.high > self.low
         if self.constant:
             return
@@ -51,14 +51,6 @@ class StreamedInput:
         values -= np.float32(self.mean)
         values *= np.float32(1 / max(self.deviation, 1e-12))
         return values
-
-    def _counts(self) -> NDArray[np.int64]:
-        """Pixels of each value of a uint8 or uint16 image."""
-        counts = np.zeros(np.iinfo(self.gray.dtype).max + 1, np.int64)
-        for at in self._blocks():
-            found = histogram(np.ascontiguousarray(self.gray[at]))
-            counts[: len(found)] += found
-        return counts
 
     def _unit(self, block: NDArray[Any]) -> Float32:
         return to_unit(np.ascontiguousarray(block), self.low, self.high)

@@ -13,6 +13,7 @@ from torch import nn
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.data.synthetic import make_image
 from dinocell.errors import DataError
+from dinocell.data import scratch
 from dinocell.inference import Segmenter, large, predict_maps, segment, streaming
 from dinocell.inference.blocks import decode_blocks
 from dinocell.inference.streaming import StreamedInput
@@ -64,7 +65,7 @@ def test_streamed_maps_equal_whole_image_maps_bit_for_bit(size: tuple[int, int],
     gray = np.random.default_rng(0).integers(0, 255, size).astype(np.uint8)
     source, model = StreamedInput(gray, PreprocessConfig()), Local()
     z = source.region(slice(0, size[0]), slice(0, size[1]))
-    rows = large.predict_large(model, source, 64, overlap, 1, torch.device("cpu"), torch.float32)
+    rows = large.predict_large(model, source, 3, 64, overlap, 1, torch.device("cpu"), torch.float32)
     finished, maps = list(rows)[-1]
     assert finished == size[0]
     np.testing.assert_array_equal(maps, predict_maps(model, z, 64, overlap))
@@ -177,11 +178,11 @@ def test_nan_pixels_of_large_images_hold_no_cell() -> None:
 
 def test_too_little_scratch_space_is_said_before_work(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"GiB of scratch space are needed, .* GiB are free"):
-        large.scratch_array((10**7, 10**7), np.float32, tmp_path)
+        scratch.scratch_array((10**7, 10**7), np.float32, tmp_path)
 
 
 def test_scratch_files_vanish(tmp_path: Path) -> None:
-    array = large.scratch_array((300, 300), np.float32, tmp_path)
+    array = scratch.scratch_array((300, 300), np.float32, tmp_path)
     array[5:7] = 3
-    large.release(array)
+    scratch.release(array)
     assert array[5:7].min() == 3 and array[7:].max() == 0 and list(tmp_path.iterdir()) == []
