@@ -24,8 +24,8 @@ from dinocell.inference.depth import choose_depth
 from dinocell.inference.naming import unique_stems, without_results
 from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
 from dinocell.inference.planes import Plane, count_planes, iter_planes, open_image
-from dinocell.inference.resume import KeptScratch
 from dinocell.inference.result import SegmentationResult
+from dinocell.inference.resume import KeptScratch
 from dinocell.inference.segment import Job, Segmenter, SegmentOptions, merge_options
 from dinocell.inference.shards import SUMMARY_NAME, Shard
 
@@ -225,7 +225,7 @@ class _Run:
     def _skips(self, stem: str) -> bool:
         paths = output_paths(self.out, stem, self.formats).values()
         return self.keep_since < math.inf and all(
-            path.is_file() and path.stat().st_mtime >= self.keep_since for path in paths
+            path.exists() and path.stat().st_mtime >= self.keep_since for path in paths
         )
 
     def _pump(
@@ -285,7 +285,7 @@ class _Run:
         except Exception as error:  # as in _open
             return Outcome(**entry.about, status="failed", reason=_reason(error))
         outcome = self._save(entry.about, lambda: self.segmenter.segment_large(entry.plane, self.options, scratch))
-        scratch.close()
+        scratch.close(keep=outcome.status == "failed")  # hours of work are not lost to a full disk
         return outcome
 
     def _key(self, entry: _Large) -> str:

@@ -52,9 +52,9 @@ def predict_large(
     """
     scratch = scratch or Scratch()
     height, width = source.size
-    maps = scratch.array("maps", (channels, height, width), np.float32)
+    maps = scratch.array("maps", (channels, height, width), np.float32, "network")
     # The row of windows at work and the one before it, which a killed run continues from.
-    bands = [scratch.array(f"band{side}", (channels, window, width), np.float32) for side in range(2)]
+    bands = [scratch.array(f"band{side}", (channels, window, width), np.float32, "network") for side in range(2)]
     first = scratch.done("network")
     tops = [*starts(height, window, overlap), height]
     if first == len(tops) - 1:
@@ -103,7 +103,7 @@ def segment_large(
     objective = build_objective(config)
     if source.constant:
         notes = (*notes, "the image is constant: no cells")
-        empty = scratch.array("final", plane.size, np.uint16)
+        empty = scratch.array("final", plane.size, np.uint16, "writing")
         return SegmentationResult(labels=empty, maps=None, objective=objective, plane=plane, notes=notes)
     channels = len(objective.channels)
     rows = predict_large(model, source, channels, window, overlap, batch_size, device, dtype, scratch)
@@ -117,7 +117,7 @@ def segment_large(
 
 def _decoded(seen: Any, maps: Float32, config: ObjectiveConfig, plane: InputPlane, scratch: Scratch) -> NDArray[Any]:
     """Labels (H, W) in scratch, decoded block by block; blocks that an earlier run finished are not decoded again."""
-    labels = scratch.array("labels", plane.size, np.uint32)
+    labels = scratch.array("labels", plane.size, np.uint32, "decoding")
     first, count = scratch.done("decoding"), scratch.done("cells")
     if scratch.resumed:  # cells of the block that was being decoded are found again
         for top in range(0, len(labels), BLOCK):
@@ -137,7 +137,7 @@ def _decoded(seen: Any, maps: Float32, config: ObjectiveConfig, plane: InputPlan
 def _cleaned(labels: NDArray[Any], gray: NDArray[Any], count: int, scratch: Scratch) -> NDArray[Any]:
     """Labels without cells on NaN pixels, as uint16 if they fit."""
     small = count <= MAX_UINT16
-    target = scratch.array("final", labels.shape, np.uint16) if small else labels
+    target = scratch.array("final", labels.shape, np.uint16, "writing") if small else labels
     for top in range(0, len(labels), BLOCK):
         rows = slice(top, top + BLOCK)
         part = labels[rows]

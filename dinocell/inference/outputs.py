@@ -21,16 +21,19 @@ from numpy.typing import NDArray
 from scipy import special
 
 from dinocell.checkpoint import atomic_write_bytes
+from dinocell.data.scratch import release
+from dinocell.data.zarr_files import write_label_zarr
 from dinocell.errors import ConfigError, DataError
 from dinocell.inference.outlines import Polygon, cell_polygons
 from dinocell.inference.result import SegmentationResult
 from dinocell.report.overlays import contours, overlay, to_rgb
 
-Format = Literal["labels", "overlay", "outlines", "csv", "geojson", "rois", "npy", "flows", "embeddings"]
+Format = Literal["labels", "zarr", "overlay", "outlines", "csv", "geojson", "rois", "npy", "flows", "embeddings"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 SUFFIXES: dict[Format, str] = {
     "labels": "_labels.tif",
+    "zarr": "_labels.ome.zarr",
     "overlay": "_overlay.png",
     "outlines": "_outlines.png",
     "csv": "_cells.csv",
@@ -44,6 +47,7 @@ SUFFIXES: dict[Format, str] = {
 CELLPOSE_FLOW_SCALE = 5.0
 CELLPOSE_LOGIT_LIMIT = 6.0
 STREAM_BYTES = 2**27
+CLASSIC_TIFF_BYTES = 2**32 - 2**25
 TILE = 512
 PICTURE_PIXELS = 2**26
 
@@ -61,6 +65,8 @@ def check_formats(save: Sequence[str]) -> tuple[Format, ...]:
         raise ConfigError(
             "save: embeddings are written as Parquet, which needs pyarrow: pip install 'dinocell[parquet]'"
         )
+    if "zarr" in save and importlib.util.find_spec("zarr") is None:
+        raise ConfigError("save: zarr needs the package of that name: pip install 'dinocell[formats]'")
     return tuple(name for name in FORMATS if name in save)
 
 
@@ -93,6 +99,8 @@ def save_result(
         try:
             if name == "labels" and result.labels.nbytes > STREAM_BYTES:
                 _stream_label_tiff(path, result.labels, result.plane.pixel_size)
+            elif name == "zarr":
+                write_label_zarr(path, result.labels, result.plane.pixel_size)
             else:
                 atomic_write_bytes(path, _encode(name, result, table, source))
         except OSError as error:
@@ -105,6 +113,8 @@ def _encode(name: Format, result: SegmentationResult, table: pd.DataFrame | None
     match name:
         case "labels":
             return label_tiff(result.labels, result.plane.pixel_size)
+        case "zarr":
+            raise AssertionError("a folder, written by save_result")
         case "overlay":
             step = _picture_step(result)
             return _png(overlay(result.plane.display[::step, ::step], result.labels[::step, ::step]))
@@ -147,17 +157,19 @@ def _tiff_options(pixel_size: float | None) -> dict[str, Any]:
 
 
 def _stream_label_tiff(path: Path, labels: NDArray[Any], pixel_size: float | None) -> None:
-    """A large label image as tiled BigTIFF, tile by tile, under its final name only once it is whole."""
+    """A large label image as tiled TIFF, tile by tile, under its final name only once it is whole."""
 
     def tiles() -> Iterator[NDArray[Any]]:
         for y in range(0, labels.shape[0], TILE):
             for x in range(0, labels.shape[1], TILE):
                 part = labels[y : y + TILE, x : x + TILE]
                 yield np.pad(part, [(0, TILE - part.shape[0]), (0, TILE - part.shape[1])])
+            release(labels)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    layout: dict[str, Any] = {"shape": labels.shape, "dtype": labels.dtype, "tile": (TILE, TILE), "bigtiff": True}
+    layout: dict[str, Any] = {"shape": labels.shape, "dtype": labels.dtype, "tile": (TILE, TILE)}
+    layout["bigtiff"] = labels.nbytes > CLASSIC_TIFF_BYTES  # older programs read classic TIFF only
     try:
         tifffile.imwrite(temporary, tiles(), **layout, **_tiff_options(pixel_size))
         temporary.replace(path)

@@ -76,7 +76,7 @@ class ScaledMaps:
         single = chosen.ndim == 2
         size = (self.maps.shape[1], self.maps.shape[2])
         planes = [
-            resample(lambda y, x, one=one: one[y, x], size, self.shape[1:], rows, columns, self.kernel)
+            resample(WholePicture(one).region, size, self.shape[1:], rows, columns, self.kernel)
             for one in ([chosen] if single else chosen)
         ]
         return planes[0] if single else np.stack(planes)

@@ -22,6 +22,8 @@ except ImportError:  # Windows has none: two runs on one image are then not told
     fcntl = None  # type: ignore[assignment]
 
 STATE = "state.json"
+STAGES = ("network", "decoding", "cells", "writing")
+"""In this order: what is lost in one is lost in those after it."""
 LOCK = "lock"
 
 
@@ -34,8 +36,8 @@ class Scratch:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """A file-backed array, zeros unless an earlier run left it."""
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any, stage: str) -> NDArray[Any]:
+        """A file-backed array that a stage fills; zeros unless an earlier run left it."""
         return scratch_array(shape, dtype, self.folder)
 
     def done(self, stage: str) -> int:
@@ -45,8 +47,8 @@ class Scratch:
     def commit(self, *arrays: NDArray[Any], **stages: int) -> None:
         """Remember how many steps are done, after what they wrote is on disk."""
 
-    def close(self) -> None:
-        """Remove everything."""
+    def close(self, *, keep: bool = False) -> None:
+        """Remove everything, or keep what is done for the next run."""
 
 
 class KeptScratch(Scratch):
@@ -74,13 +76,14 @@ class KeptScratch(Scratch):
         self._state = self._read()
         self.resumed = bool(self._state)
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any, stage: str) -> NDArray[Any]:
         """As `Scratch.array`, kept as NAME.dat."""
         file = self.path / f"{name}.dat"
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self._state and file.is_file() and file.stat().st_size == size:
             return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
-        self._state = {}  # what is recorded as done went with this file
+        for lost in STAGES[STAGES.index(stage) :]:  # what is recorded as done went with this file
+            self._state.pop(lost, None)
         file.unlink(missing_ok=True)
         check_room(size, self.path)
         return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
@@ -97,10 +100,11 @@ class KeptScratch(Scratch):
         self._state |= stages
         atomic_write_text(self.path / STATE, json.dumps({"key": self.key, **self._state}))
 
-    def close(self) -> None:
+    def close(self, *, keep: bool = False) -> None:
         """As `Scratch.close`."""
         self._lock.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        if not (keep and self._state):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _read(self) -> dict[str, int]:
         try:

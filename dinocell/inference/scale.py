@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.inference.resample import Picture, ScaledPicture
+from dinocell.inference.resample import Picture
 
 Float32 = NDArray[np.float32]
 

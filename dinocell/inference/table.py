@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-BAND_ROWS = 2048
+from dinocell.data.scratch import release
+
+BAND_PIXELS = 2**23
+MIN_ROWS = 16
 
 Float64 = NDArray[np.float64]
 Labels = NDArray[np.integer[Any]]
@@ -62,6 +65,8 @@ def cell_table(
     sums = _Sums.of(len(numbers), list(channels))
     for band in _bands(labels, numbers):
         sums.add(band, channels, probability)
+        for plane in (labels, *channels.values()):
+            release(plane)
     return _frame(numbers, sums, pixel_size, probability is not None)
 
 
@@ -69,10 +74,16 @@ def _numbers(labels: Labels) -> NDArray[np.int64]:
     """The labels present, ascending, without 0."""
     largest = int(labels.max(initial=0))
     present = np.zeros(largest + 1, np.bool_)
-    for top in range(0, labels.shape[0], BAND_ROWS):
-        present[np.asarray(labels[top : top + BAND_ROWS]).ravel()] = True
+    step = _band_rows(labels)
+    for top in range(0, labels.shape[0], step):
+        present[np.asarray(labels[top : top + step]).ravel()] = True
+        release(labels)
     present[0] = False
     return np.flatnonzero(present)
+
+
+def _band_rows(labels: Labels) -> int:
+    return max(MIN_ROWS, BAND_PIXELS // max(1, labels.shape[1]))
 
 
 @dataclass
@@ -96,10 +107,10 @@ class _Band:
 def _bands(labels: Labels, numbers: NDArray[np.int64]) -> Iterator[_Band]:
     rank = np.zeros(int(numbers[-1]) + 1 if len(numbers) else 1, np.int32)
     rank[numbers] = np.arange(1, len(numbers) + 1)
-    height = labels.shape[0]
-    for top in range(0, height, BAND_ROWS):
+    height, step = labels.shape[0], _band_rows(labels)
+    for top in range(0, height, step):
         before = min(2, top)
-        end = min(top + BAND_ROWS, height)
+        end = min(top + step, height)
         ranks = rank[np.asarray(labels[top - before : min(end + 2, height)])]
         yield _Band(top, slice(before, before + end - top), ranks, height)
 

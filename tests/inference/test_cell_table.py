@@ -24,8 +24,9 @@ def blobs(seed: int, size: int = 200, cells: int = 25) -> np.ndarray:
 
 @pytest.mark.parametrize("band", [7, 64, 2048])
 def test_measures_equal_scikit_image(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "BAND_ROWS", band)
     labels = blobs(0)
+    monkeypatch.setattr(table, "MIN_ROWS", 1)
+    monkeypatch.setattr(table, "BAND_PIXELS", band * labels.shape[1])
     image = np.random.default_rng(1).integers(0, 60_000, labels.shape).astype(np.uint16)
     ours = cell_table(labels, {"dapi": image}, probability=image / 60_000, pixel_size=0.5)
     theirs = measure.regionprops_table(

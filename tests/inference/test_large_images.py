@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from dinocell.data import scratch
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.data.synthetic import make_image
 from dinocell.errors import DataError
-from dinocell.data import scratch
 from dinocell.inference import Segmenter, large, predict_maps, segment, streaming
 from dinocell.inference.blocks import decode_blocks
 from dinocell.inference.streaming import StreamedInput
