@@ -103,11 +103,10 @@ def _decode_core(
     """(top, left, mask) of each cell whose first pixel lies in the core."""
     while True:
         region = core.grown(halo, size)
-        objective = _objective_for(config, region, size)
         part = np.ascontiguousarray(maps[(slice(None), *region.slices)])
-        labels = objective.decode(part, Frame(y=region.y0, x=region.x0, height=size[0], width=size[1]))
+        labels = _decode(part, config, region, size)
         boxes = ndimage.find_objects(labels)
-        if not _reaches_rim(labels, boxes, part, objective, config, core, region, size):
+        if not _cut(labels, boxes, part, config, core, region, size):
             break
         if halo >= max_halo:
             log.warning(
@@ -123,37 +122,64 @@ def _decode_core(
             yield top, left, mask
 
 
-def _objective_for(config: ObjectiveConfig, region: Region, size: tuple[int, int]) -> Objective:
-    """The objective whose size limit is that of the whole image."""
+def _decode(part: Float32, config: ObjectiveConfig, region: Region, size: tuple[int, int]) -> NDArray[np.int32]:
+    """Labels of a region, with the size limit of the whole image."""
     fraction = min(1.0, config.max_size_fraction * size[0] * size[1] / region.area)
-    return build_objective(dataclasses.replace(config, max_size_fraction=fraction))
+    objective = build_objective(dataclasses.replace(config, max_size_fraction=fraction))
+    return objective.decode(part, Frame(y=region.y0, x=region.x0, height=size[0], width=size[1]))
 
 
-def _reaches_rim(
+def _cut(
     labels: NDArray[np.int32],
     boxes: list[Any],
-    maps: Float32,
-    objective: Objective,
+    part: Float32,
     config: ObjectiveConfig,
     core: Region,
     region: Region,
     size: tuple[int, int],
 ) -> bool:
     """Whether something in the core goes on beyond the halo, so that it cannot be told from inside."""
+    inner = _inner(region, size)
+    inside = (slice(core.y0 - region.y0, core.y1 - region.y0), slice(core.x0 - region.x0, core.x1 - region.x0))
     if region == Region(0, size[0], 0, size[1]):
         return False
-    inner = _inner(region, size)
-    core_y, core_x = slice(core.y0 - region.y0, core.y1 - region.y0), slice(core.x0 - region.x0, core.x1 - region.x0)
-    for number in np.unique(labels[core_y, core_x]):
-        if number and not _within(boxes[number - 1], inner):
-            return True
+    if _cells_reach(labels, boxes, inside, inner):
+        return True
     # A cell cut by the rim may have been dropped for its shape: its pixels are then cells' that have no label.
-    loose = foreground(maps, objective, config) & (labels == 0)
-    pieces, _ = ndimage.label(loose, structure=np.ones((3, 3), bool))
-    rim = pieces.copy()
-    rim[inner[0], inner[1]] = 0
-    beyond = np.intersect1d(np.unique(rim), np.unique(pieces[core_y, core_x]))
-    return bool((beyond > 0).any())
+    if not _loose_reach(part, labels, config, inside, inner):
+        return False
+    if config.kind != "flows":
+        return True
+    # Most often these pixels are no cut cell but several whole ones, dropped: look at what was dropped.
+    keeping = dataclasses.replace(config, flow_error=0.0, min_size=0, max_size_fraction=1.0)
+    every = _decode(part, keeping, region, size)
+    return _cells_reach(every, ndimage.find_objects(every), inside, inner) or _loose_reach(
+        part, every, config, inside, inner
+    )
+
+
+def _cells_reach(
+    labels: NDArray[np.int32], boxes: list[Any], inside: tuple[slice, slice], inner: tuple[slice, slice]
+) -> bool:
+    """Whether a cell with pixels in the core (`inside`) leaves the region's inner part."""
+    return any(number and not _within(boxes[number - 1], inner) for number in np.unique(labels[inside]))
+
+
+def _loose_reach(
+    part: Float32,
+    labels: NDArray[np.int32],
+    config: ObjectiveConfig,
+    inside: tuple[slice, slice],
+    inner: tuple[slice, slice],
+) -> bool:
+    """Whether connected cell pixels without a label lead from the core out of the region's inner part."""
+    loose = foreground(part, build_objective(config), config) & (labels == 0)
+    pieces, count = ndimage.label(loose, structure=np.ones((3, 3), bool))
+    within, beyond = np.zeros(count + 1, bool), np.zeros(count + 1, bool)
+    within[pieces[inside]] = True
+    pieces[inner] = 0
+    beyond[pieces] = True
+    return bool((within & beyond)[1:].any())
 
 
 def _inner(region: Region, size: tuple[int, int]) -> tuple[slice, slice]:
