@@ -48,7 +48,7 @@ setup(
         "submitit>=1.5",
         "safetensors>=0.4",
         "typer>=0.12",
-        "rich>=13",
+        "rich>=14.1",
         "matplotlib>=3.8",
         "pandas>=2.1",
         "tensorboard>=2.14",

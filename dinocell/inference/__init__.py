@@ -2,9 +2,10 @@
 
 from dinocell.inference.api import load_model, segment
 from dinocell.inference.folder import RunSummary, image_files, run
+from dinocell.inference.options import SegmentOptions
 from dinocell.inference.packaged import find_model, packaged_models
 from dinocell.inference.result import SegmentationResult
-from dinocell.inference.segment import Segmenter, SegmentOptions
+from dinocell.inference.segment import Segmenter
 from dinocell.inference.shards import Shard, merge_shards
 from dinocell.inference.tiling import predict_maps
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.inference.depth import choose_depth
+from dinocell.inference.options import merge_options
 from dinocell.inference.packaged import find_model
 from dinocell.inference.planes import Image, count_planes, open_image
-from dinocell.inference.segment import Segmenter, merge_options
+from dinocell.inference.segment import Segmenter
 
 
 def load_model(path_or_name: str | os.PathLike[str] | None = None, device: str = "auto", **settings: Any) -> Segmenter:

@@ -12,8 +12,9 @@ from dinocell import log
 from dinocell.data.focus import best_focus
 from dinocell.data.gray import mean_depth
 from dinocell.data.image import ImageFile
+from dinocell.data.lazy import LazyFile, Make
 from dinocell.errors import ConfigError
-from dinocell.inference.planes import Channel, iter_planes
+from dinocell.inference.planes import Channel, iter_planes, loaded
 
 Depth = int | str
 WORDS = ("best", "focus", "max", "mean")
@@ -32,7 +33,7 @@ def check_depth(z: Depth | None) -> Depth | None:
     raise ConfigError(f"z: {z!r} is not known; use best (or focus), max, mean, or the number of a plane, from 0")
 
 
-def choose_depth(image: ImageFile, z: Depth | None, channel: Channel | None = None) -> ImageFile:
+def choose_depth(image: ImageFile | LazyFile, z: Depth | None, channel: Channel | None = None) -> ImageFile | LazyFile:
     """The image without its Z axis: at every time point one depth, the same for all channels, or their projection.
 
     Args:
@@ -50,6 +51,8 @@ def choose_depth(image: ImageFile, z: Depth | None, channel: Channel | None = No
     if "Z" not in image.axes:
         _hint(image)
         return image
+    if isinstance(image, LazyFile):
+        return _choose_lazily(image, z, channel)
     times = image.axes.index("T") if "T" in image.axes else None
     if times is None:
         return replace(image, array=_flat(image, z, channel), axes=image.axes.replace("Z", ""))
@@ -61,6 +64,26 @@ def choose_depth(image: ImageFile, z: Depth | None, channel: Channel | None = No
     return replace(image, array=np.stack(frames), axes="T" + frame_axes.replace("Z", ""))
 
 
+def _choose_lazily(image: LazyFile, z: Depth, channel: Channel | None) -> LazyFile:
+    """As `choose_depth`, each time point when its plane is loaded; its depths lie in a scratch file, if large."""
+    at = image.axes.index("Z")
+    depths = image.shape[at]
+
+    def load(index: tuple[int, ...], make: Make) -> NDArray[Any]:
+        if isinstance(z, int) and z < depths:
+            return image.loader((*index, z), make)
+        stack = make((depths, *image.plane_shape), image.dtype)
+        for depth in range(depths):
+            stack[depth] = image.loader((*index, depth), make)
+        frame = ImageFile(
+            array=stack, axes="Z" + image.plane_axes, axes_source=image.axes_source, channel_names=image.channel_names
+        )
+        return _flat(frame, z, channel)
+
+    shape = (*image.shape[:at], *image.shape[at + 1 :])
+    return replace(image, shape=shape, axes=image.axes.replace("Z", ""), loader=load)
+
+
 def _flat(image: ImageFile, z: Depth, channel: Channel | None) -> NDArray[Any]:
     """One time point without its Z axis."""
     axis = image.axes.index("Z")
@@ -69,14 +92,14 @@ def _flat(image: ImageFile, z: Depth, channel: Channel | None) -> NDArray[Any]:
     if z == "mean":
         return mean_depth(image.array, axis)
     if z == "focus":
-        z = best_focus([plane.gray for plane in iter_planes(image, channel)])
+        z = best_focus([loaded(plane).gray for plane in iter_planes(image, channel)])
     depths = image.array.shape[axis]
     if not int(z) < depths:
         raise ConfigError(f"z: no depth {z}; the stack has {depths}, 0 … {depths - 1}")
     return np.asarray(np.take(image.array, int(z), axis))
 
 
-def _hint(image: ImageFile) -> None:
+def _hint(image: ImageFile | LazyFile) -> None:
     """A stack whose axes the file does not name is taken for a film; who asks for a depth may mean a volume."""
     if "T" in image.axes and image.axes_source.startswith("rule"):
         guess = image.axes.replace("T", "Z")

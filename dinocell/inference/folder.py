@@ -22,11 +22,12 @@ from dinocell.device import Precision
 from dinocell.errors import ConfigError, DinoCellError
 from dinocell.inference.depth import choose_depth
 from dinocell.inference.naming import unique_stems, without_results
+from dinocell.inference.options import SegmentOptions, merge_options
 from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
 from dinocell.inference.planes import Plane, count_planes, iter_planes, open_image
 from dinocell.inference.result import SegmentationResult
 from dinocell.inference.resume import KeptScratch
-from dinocell.inference.segment import Job, Segmenter, SegmentOptions, merge_options
+from dinocell.inference.segment import Job, Segmenter
 from dinocell.inference.shards import SUMMARY_NAME, Shard
 
 AHEAD_BYTES = 2**28

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,15 +22,16 @@ from torch import nn
 
 from dinocell import device as devices
 from dinocell import log
-from dinocell.config import field, from_dict
+from dinocell.config import from_dict
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.errors import ConfigError
 from dinocell.inference import large
-from dinocell.inference.depth import Depth, check_depth, choose_depth
+from dinocell.inference.depth import choose_depth
 from dinocell.inference.embeddings import cell_embeddings, frame_of
 from dinocell.inference.fitting import Fit, fit_plane, unfit_maps
+from dinocell.inference.options import SegmentOptions, merge_options
 from dinocell.inference.packaged import find_model
-from dinocell.inference.planes import Channel, Image, InputPlane, Plane, count_planes, iter_planes, loaded, open_image
+from dinocell.inference.planes import Image, InputPlane, Plane, count_planes, iter_planes, loaded, open_image
 from dinocell.inference.resample import Picture, ScaledPicture, WholePicture
 from dinocell.inference.result import SegmentationResult, cell_probability, compact_dtype
 from dinocell.inference.resume import Scratch
@@ -44,39 +45,6 @@ MAX_RESCALE = 16.0
 LARGE_PIXELS = 64 * 2**20
 
 Float32 = NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentOptions:
-    """How images are read and how maps become cells; None leaves what the file or the model says."""
-
-    axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
-    channel: Channel | None = field(None, "channel to segment, index from 0 or name; default: all, combined to gray")
-    z: Depth | None = field(None, "Z stacks as one plane: best, max, mean or a number from 0; default: each depth")
-    diameter: float | Literal["auto"] | None = field(
-        None, "typical cell diameter in the image, or auto to estimate it; rescales to the model's own", "px"
-    )
-    pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
-    threshold: float | None = field(None, "probability above which a pixel belongs to a cell")
-    min_size: int | None = field(None, "smallest cell kept", "px")
-    max_size_fraction: float | None = field(None, "largest cell kept, as part of the image")
-    embeddings: bool = field(False, "also the mean patch token of each cell; the backbone runs once more")
-    flow_error: float | None = field(None, "largest mean squared flow error of a cell; 0 = no check")
-
-    def __post_init__(self) -> None:
-        for name in ("diameter", "pixel_size"):
-            value = getattr(self, name)
-            if isinstance(value, str) and (name, value) != ("diameter", "auto"):
-                raise ConfigError(f"{name}: must be a number{' or auto' if name == 'diameter' else ''}, got {value!r}")
-            if value is not None and value != "auto" and not 0 < value < math.inf:
-                raise ConfigError(f"{name}: must be above 0, got {value}")
-        check_depth(self.z)
-
-    def decoding(self, objective: ObjectiveConfig) -> ObjectiveConfig:
-        """The model's objective with the thresholds that the user changed."""
-        names = ("threshold", "min_size", "max_size_fraction", "flow_error")
-        changed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(objective, **changed)
 
 
 class Segmenter:
@@ -362,7 +330,7 @@ class Segmenter:
         """Embeddings of a plane that `prepare` made fit for the network."""
         z = np.zeros((self.window, self.window), np.float32) if job.kept is None else job.kept
         frame, shown = frame_of(z, job.size, self.window, self.fit)
-        return self._embed(labels, lambda at: frame[at.slices], _size(frame), shown)
+        return self._embed(labels, lambda at: frame[at.slices], (frame.shape[0], frame.shape[1]), shown)
 
     def _embed(
         self,
@@ -397,14 +365,6 @@ class Job:
     notes: list[str]
     kept: Float32 | None = None
     tag: Any = None
-
-
-def merge_options(options: SegmentOptions | None, changes: Mapping[str, Any]) -> SegmentOptions:
-    known = {entry.name for entry in dataclasses.fields(SegmentOptions)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ConfigError(f"{unknown[0]}: no such option of segment; known: {', '.join(sorted(known))}")
-    return dataclasses.replace(options or SegmentOptions(), **changes)
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

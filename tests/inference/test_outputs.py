@@ -175,7 +175,7 @@ def test_a_failed_write_leaves_nothing_behind(
 
 def test_unknown_formats_are_named() -> None:
     assert check_formats(["csv", "labels", "csv"]) == ("labels", "csv")
-    with pytest.raises(ConfigError, match=r"save: 'xlsx' is no format; known: labels, overlay"):
+    with pytest.raises(ConfigError, match=r"save: 'xlsx' is no format; known: labels, zarr, overlay"):
         check_formats(["labels", "xlsx"])
     with pytest.raises(ConfigError, match="save: 'nothing'"):
         check_formats([])

@@ -1,0 +1,55 @@
+"""What a user can choose when segmenting."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from dinocell.config import field
+from dinocell.errors import ConfigError
+from dinocell.inference.depth import Depth, check_depth
+from dinocell.inference.planes import Channel
+from dinocell.objectives import ObjectiveConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """How images are read and how maps become cells; None leaves what the file or the model says."""
+
+    axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
+    channel: Channel | None = field(None, "channel to segment, index from 0 or name; default: all, combined to gray")
+    z: Depth | None = field(None, "Z stacks as one plane: best, max, mean or a number from 0; default: each depth")
+    diameter: float | Literal["auto"] | None = field(
+        None, "typical cell diameter in the image, or auto to estimate it; rescales to the model's own", "px"
+    )
+    pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
+    threshold: float | None = field(None, "probability above which a pixel belongs to a cell")
+    min_size: int | None = field(None, "smallest cell kept", "px")
+    max_size_fraction: float | None = field(None, "largest cell kept, as part of the image")
+    embeddings: bool = field(False, "also the mean patch token of each cell; the backbone runs once more")
+    flow_error: float | None = field(None, "largest mean squared flow error of a cell; 0 = no check")
+
+    def __post_init__(self) -> None:
+        for name in ("diameter", "pixel_size"):
+            value = getattr(self, name)
+            if isinstance(value, str) and (name, value) != ("diameter", "auto"):
+                raise ConfigError(f"{name}: must be a number{' or auto' if name == 'diameter' else ''}, got {value!r}")
+            if value is not None and value != "auto" and not 0 < value < math.inf:
+                raise ConfigError(f"{name}: must be above 0, got {value}")
+        check_depth(self.z)
+
+    def decoding(self, objective: ObjectiveConfig) -> ObjectiveConfig:
+        """The model's objective with the thresholds that the user changed."""
+        names = ("threshold", "min_size", "max_size_fraction", "flow_error")
+        changed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(objective, **changed)
+
+
+def merge_options(options: SegmentOptions | None, changes: Mapping[str, Any]) -> SegmentOptions:
+    known = {entry.name for entry in dataclasses.fields(SegmentOptions)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: no such option of segment; known: {', '.join(sorted(known))}")
+    return dataclasses.replace(options or SegmentOptions(), **changes)
