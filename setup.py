@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     # Only the library: the script folders (ssl/ above all) must never be installed as packages.
     packages=find_packages(include=["dinocell", "dinocell.*"]),
-    package_data={"dinocell": ["py.typed", "recipes/*.yaml", "models/packaged/*/*"]},
+    package_data={"dinocell": ["py.typed", "recipes/*.yaml", "napari/napari.yaml", "models/packaged/*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
@@ -58,12 +58,17 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.29"],
         "formats": ["bioio", "bioio-czi", "bioio-nd2", "liffile", "zarr>=3"],
+        "napari": ["napari[pyqt6]>=0.6.2"],
         "parquet": ["pyarrow>=14"],
         "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2", "pyarrow>=14", "zarr>=3"],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
-    entry_points={"console_scripts": ["dinocell = dinocell.cli:main"]},
+    entry_points={
+        "console_scripts": ["dinocell = dinocell.cli:main"],
+        "napari.manifest": ["dinocell = dinocell.napari:napari.yaml"],
+    },
     classifiers=[
+        "Framework :: napari",
         "Programming Language :: Python :: 3",
         "License :: OSI Approved :: Apache Software License",
         "Topic :: Scientific/Engineering :: Image Processing",

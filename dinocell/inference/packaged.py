@@ -189,25 +189,26 @@ def models_json() -> str:
 
 
 def _block(info: ModelInfo) -> str:
-    network = f"{info.backbone}, {info.objective}, window {info.crop_size} px"
     cells = f", cells of about {info.diameter:.0f} px" if info.diameter else ""
-    data = [f"{one['name']}{_in_brackets(one['images'], one['licence'])}" for one in info.data]
-    lines = [
-        f"{info.name}{' (default)' if info.default else ''}",
-        f"  size      {info.bytes / 1e6:.1f} MB, {info.parameters / 1e6:.1f} M parameters ({info.dtype})",
-        f"  network   {network}{cells}",
-        f"  data      {', '.join(data) or 'not recorded'}",
-        f"  licence   {info.licence or 'not recorded; see those of the data'}",
+    rows = [
+        ("size", [f"{info.bytes / 1e6:.1f} MB, {info.parameters / 1e6:.1f} M parameters ({info.dtype})"]),
+        ("network", [f"{info.backbone}, {info.objective}, window {info.crop_size} px{cells}"]),
+        ("data", [f"{one['name']}{_in_brackets(one['images'], one['licence'])}" for one in info.data]),
+        ("licence", [info.licence or "not recorded; see those of the data"]),
+        (info.scores.get("split", "scores"), _score_lines(info)),
+        ("folder", [info.folder]),
     ]
-    if info.scores:
-        split = info.scores["split"]
-        rows = {**info.scores["by_dataset"], "mean": info.scores["mean"]}
-        lines += [
-            f"  {split if not n else '':<9} {row}: {_figures(values)}" for n, (row, values) in enumerate(rows.items())
-        ]
-    else:
-        lines.append("  scores    not recorded")
-    return "\n".join([*lines, f"  folder    {info.folder}"])
+    lines = [f"{info.name}{' (default)' if info.default else ''}"]
+    for title, values in rows:
+        lines += [f"  {'' if number else title:<11}{value}" for number, value in enumerate(values or ["not recorded"])]
+    return "\n".join(lines)
+
+
+def _score_lines(info: ModelInfo) -> list[str]:
+    if not info.scores:
+        return []
+    rows = {**info.scores["by_dataset"], "mean": info.scores["mean"]}
+    return [f"{row}: {_figures(values)}" for row, values in rows.items()]
 
 
 def _figures(values: Mapping[str, float | None]) -> str:

@@ -216,7 +216,13 @@ def test_the_wheel_holds_what_the_package_needs(repository: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
+        entries = wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    assert "dinocell = dinocell.napari:napari.yaml" in entries
     for name in ("model.safetensors", "config.json", "README.md"):
         assert f"dinocell/models/packaged/tiny/{name}" in names
-    assert "dinocell/py.typed" in names and "dinocell/data/formats/presets/default.yaml" in names
+    assert (
+        "dinocell/py.typed" in names
+        and "dinocell/napari/napari.yaml" in names
+        and "dinocell/data/formats/presets/default.yaml" in names
+    )
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dinocell"}

@@ -1,0 +1,163 @@
+"""Segmenting the array of an image layer, without Qt: progress after every window, cancel before every window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dinocell.data.image import ImageFile
+from dinocell.errors import DataError
+from dinocell.inference.embeddings import frame_of
+from dinocell.inference.options import SegmentOptions
+from dinocell.inference.planes import Plane, iter_planes, open_image
+from dinocell.inference.result import SegmentationResult, compact_dtype
+from dinocell.inference.segment import Segmenter
+from dinocell.inference.tiling import windows
+
+Index = tuple[int, ...]
+Report = Callable[[float], None]
+
+
+class Cancelled(Exception):
+    """The user wants no more of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCells:
+    """What a labels layer needs.
+
+    Attributes:
+        labels: (…, H, W) uint16, uint32 past 65,535 cells; a label is used once in the whole stack.
+        features: one row a cell; `index` is its label, as napari wants it; `plane` (or `plane_0` …) where it lies.
+        notes: what the user should know, one line each.
+    """
+
+    labels: NDArray[Any]
+    features: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def plane_indices(shape: Sequence[int], rgb: bool) -> list[Index]:
+    """Where the planes of a layer's array lie: indices along its leading axes; [()] for a plain image."""
+    return list(np.ndindex(*shape[: -3 if rgb else -2]))
+
+
+def segment_layer(
+    segmenter: Segmenter,
+    data: Any,
+    *,
+    rgb: bool = False,
+    options: SegmentOptions | None = None,
+    pixel_size: float | None = None,
+    planes: Sequence[Index] | None = None,
+    report: Report = lambda part: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> LayerCells:
+    """Segment each plane of a layer on its own.
+
+    Args:
+        data: (…, H, W), with `rgb` (…, H, W, 3 or 4); anything that is indexed like an array, read plane by plane.
+        options: decoding options; axes, channel and z are the layer's business.
+        pixel_size: µm per pixel, for areas in µm².
+        planes: which planes, as `plane_indices` gives them; default: all. The labels of others are 0.
+        report: gets the part that is done, 0 … 1.
+        cancelled: asked before every window.
+
+    Raises:
+        Cancelled: `cancelled` said so.
+        DataError: the array has fewer than two axes, or holds no numbers.
+    """
+    options = options or SegmentOptions()
+    if len(data.shape) < (3 if rgb else 2):
+        raise DataError(f"an image layer has rows and columns; this one has the shape {tuple(data.shape)}")
+    chosen = plane_indices(data.shape, rgb) if planes is None else list(planes)
+    results = []
+    for number, index in enumerate(chosen):
+        image = ImageFile(
+            array=np.asarray(data[index]), axes="YXS" if rgb else "YX", axes_source="given", pixel_size=pixel_size
+        )
+        plane = next(iter_planes(open_image(image)))
+
+        def told(part: float, done: int = number) -> None:
+            report((done + part) / len(chosen))
+
+        results.append(_segment(segmenter, plane, options, told, cancelled))
+        report((number + 1) / len(chosen))
+    return _joined(tuple(data.shape[: -3 if rgb else -2]), chosen, results)
+
+
+def _segment(
+    segmenter: Segmenter, plane: Plane, options: SegmentOptions, report: Report, cancelled: Callable[[], bool]
+) -> SegmentationResult:
+    window, overlap = segmenter.window, segmenter.overlap
+    with _watched(segmenter, report, cancelled) as watch:
+        if segmenter.is_large(plane, options):
+            watch.expect(len(windows(plane.size, window, overlap)))
+            return segmenter.segment_large(plane, options)
+        job = segmenter.prepare(plane, options)  # runs the network, too, when it estimates the diameter
+        if job.z is not None:
+            height, width = frame_of(job.z, job.size, window, segmenter.fit)[0].shape
+            watch.expect(len(windows((height, width), window, overlap)))
+        job, maps = next(iter(segmenter.predict([job])))
+        return segmenter.finish(job, maps, options)
+
+
+class _Watch:
+    """Counts windows; asks before each forward pass whether anyone still wants it."""
+
+    def __init__(self, report: Report, cancelled: Callable[[], bool]) -> None:
+        self.report, self.cancelled = report, cancelled
+        self.done = self.total = 0
+
+    def expect(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def before(self, *_: Any) -> None:
+        if self.cancelled():
+            raise Cancelled
+
+    def after(self, _: Any, inputs: tuple[Any, ...], __: Any) -> None:
+        self.done += len(inputs[0])
+        if self.total:
+            self.report(min(self.done / self.total, 1.0))
+
+
+@contextmanager
+def _watched(segmenter: Segmenter, report: Report, cancelled: Callable[[], bool]) -> Iterator[_Watch]:
+    watch = _Watch(report, cancelled)
+    watch.before()
+    network = segmenter.model
+    handles = [network.register_forward_pre_hook(watch.before), network.register_forward_hook(watch.after)]
+    try:
+        yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _joined(leading: Index, chosen: Sequence[Index], results: Sequence[SegmentationResult]) -> LayerCells:
+    """Planes as one array of labels that are used once, and one table."""
+    height, width = results[0].labels.shape
+    labels = np.zeros((*leading, height, width), np.uint32)
+    tables, notes, offset = [], [], 0
+    names = ["plane"] if len(leading) == 1 else [f"plane_{axis}" for axis in range(len(leading))]
+    for index, result in zip(chosen, results, strict=True):
+        found = result.labels.astype(np.uint32)
+        labels[index] = np.where(found, found + np.uint32(offset), 0)
+        table = result.table()
+        table["label"] += offset
+        for position, (name, where) in enumerate(zip(names, index, strict=True)):
+            table.insert(1 + position, name, where)
+        tables.append(table)
+        notes += [f"{'plane ' + str(index) + ': ' if index else ''}{note}" for note in result.notes]
+        offset += result.count
+    features = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    features = features.dropna(axis=1, how="all") if len(features) else features  # µm² without a pixel size
+    features = features.rename(columns={"label": "index"})
+    return LayerCells(labels=compact_dtype(labels), features=features, notes=tuple(notes))
