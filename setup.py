@@ -60,7 +60,16 @@ setup(
         "formats": ["bioio", "bioio-czi", "bioio-nd2", "liffile", "zarr>=3"],
         "napari": ["napari[pyqt6]>=0.6.2"],
         "parquet": ["pyarrow>=14"],
-        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "shapely>=2", "pyarrow>=14", "zarr>=3"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout",
+            "hypothesis",
+            "shapely>=2",
+            "pyarrow>=14",
+            "zarr>=3",
+            "nbclient",
+            "ipykernel",
+        ],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={

@@ -32,6 +32,7 @@ from results_cells import Result, load, once, score, test_items, write_subset
 from results_page import write_page
 
 from dinocell import log
+from dinocell.checkpoint import sha256_of
 from dinocell.config import load as load_config
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError, DataError, run_main
@@ -109,6 +110,15 @@ def cell_file(given: argparse.Namespace, name: str, *facts: object) -> Path:
     return Path(given.out / "cells" / f"{name}_{digest}.json")
 
 
+def content(weights: str | Path) -> str:
+    """SHA-256 of a backbone file or of the weights in a folder; "" for a random start."""
+    if not weights:
+        return ""
+    path = Path(weights)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return " ".join(sha256_of(file) for file in files)
+
+
 # ---- peers: equal seconds ----
 
 
@@ -128,7 +138,8 @@ def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str
                 yield _peer_task(given, root, peer, python, seed, seconds=given.seconds)
             for start, weights in starts.items():
                 cell = f"peer_{name}_dinocell-{start}_seed{seed}"
-                file = cell_file(given, cell, root, given.config, overrides, weights, given.seconds, given.threads)
+                fixed = (given.config, overrides, content(weights), given.seconds, given.threads)
+                file = cell_file(given, cell, root, *fixed)
                 yield Task(
                     file=file,
                     make=lambda s=seed, r=root, n=start, w=weights, c=cell: ours_in_seconds(
@@ -136,7 +147,9 @@ def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str
                     ),
                 )
         for model in given.model:
-            file = cell_file(given, f"peer_{name}_model-{Path(model).name}", root, find_model(model), given.threads)
+            file = cell_file(
+                given, f"peer_{name}_model-{Path(model).name}", root, content(find_model(model)), given.threads
+            )
             yield Task(file=file, make=lambda r=root, m=model: finished_model(r, m))
 
 
@@ -219,7 +232,7 @@ def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict
         for fraction in sorted(given.fractions, reverse=True):
             for start, weights in starts.items():
                 cell = f"ablation_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"
-                file = cell_file(given, cell, *given.data, given.config, overrides, weights, given.images)
+                file = cell_file(given, cell, *given.data, given.config, overrides, content(weights), given.images)
                 yield Task(
                     file=file,
                     make=lambda s=seed, f=fraction, n=start, w=weights, c=file.stem: one_ablation(

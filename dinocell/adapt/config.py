@@ -134,7 +134,7 @@ def _pretrain(
         "monitor": {
             "every": max(steps // 10, 1),
             "labelled": list(labels) or [str(out / "pseudo")],
-            "best_by": "probe_patch",
+            "best_by": "knn_patch",
             "patience": 5,  # two tests fall into the steps that train only the heads
         },
         "log_every": max(min(10, steps // 10), 1),

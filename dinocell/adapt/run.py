@@ -59,6 +59,8 @@ def run(config: AdaptConfig) -> int:
         CheckpointError: a damaged model or checkpoint.
     """
     out = Path(config.out)
+    for root in config.labels:  # now, not after an hour of stage 1
+        open_dataset(root, "train", seed=config.finetune.seed)
     _claim(out, config)
     try:
         best_step, probes = _train(out, config)
@@ -101,7 +103,7 @@ def _tell(out: Path, summary: Mapping[str, Any]) -> None:
     log.info("")
     for sentence in summary["why"]:
         log.info(sentence)
-    log.info(f"model to use ({summary['choice']}): {out / 'model'} · report: {(out / 'report.html').resolve()}")
+    log.info(f"model to use ({summary['choice']}): {out / 'model'} · report: {out / 'report.html'}")
 
 
 def _claim(out: Path, config: AdaptConfig) -> None:

@@ -63,6 +63,9 @@ def model_meta(folder: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{file}: not a model configuration ({error})") from error
+    missing = [key for key in ("crop_size", "input_size", "backbone", "decoder") if key not in meta]
+    if missing:
+        raise CheckpointError(f"{file}: not a model configuration (no {missing[0]!r})")
     return meta
 
 

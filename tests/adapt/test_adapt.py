@@ -154,6 +154,15 @@ def test_labels_train_the_decoder_and_judge_on_the_test_split(
         assert torch.equal(control.state_dict()[name], value), name
 
 
+def test_labels_that_are_no_data_set_are_refused_before_anything_runs(
+    unlabelled: Path, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(ConfigError, match="neither images/ and masks/"):
+        adapt.run(cli.parse(command(unlabelled, model, tmp_path / "out", "--labels", str(tmp_path / "labels"))))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_that_sees_nothing_cannot_adapt_by_itself(model: Path, tmp_path: Path) -> None:
     import cv2
 
@@ -179,6 +188,7 @@ def test_a_model_that_sees_nothing_cannot_adapt_by_itself(model: Path, tmp_path:
     ("arguments", "words"),
     [
         (["--out", "x"], "needs images"),
+        (["/absent", "--from", "{model}", "--out", "x"], "/absent"),
         (["{images}", "--from", "{model}"], "needs images"),
         (["{images}", "--from", "/absent", "--out", "x"], "/absent"),
         (["{images}", "--from", "{model}", "--out", "{images}/out"], "outside"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dinocell.config import from_dict
-from dinocell.errors import ConfigError
+from dinocell.errors import CheckpointError, ConfigError
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.start import adopt
 from dinocell.models import VisionTransformer, ViTConfig, load_model_folder, save_backbone
@@ -79,6 +79,12 @@ def test_weights_of_another_width_are_a_clear_mistake(model: Path, disks_dataset
     weights = save_backbone(tmp_path / "other", other, {})
     with pytest.raises(ConfigError, match=r"start: the decoder .* vit_tiny"):
         run(going_on(model, disks_dataset, tmp_path / "run", backbone={"weights": str(weights)}))
+
+
+def test_a_config_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"crop_size": 32}')
+    with pytest.raises(CheckpointError, match="input_size"):
+        adopt(from_dict(FinetuneConfig, {"start": str(tmp_path)}))
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
