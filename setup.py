@@ -60,6 +60,15 @@ setup(
         "formats": ["bioio", "bioio-czi", "bioio-nd2", "liffile", "zarr>=3"],
         "napari": ["napari[pyqt6]>=0.6.2"],
         "parquet": ["pyarrow>=14"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
+        # bioimageio.spec 0.5.12 fails on pydantic 2.14 ("index_key is expected to be an integer or a string")
+        "bioimage": [
+            "bioimageio.core>=0.11",
+            "onnx>=1.17",
+            "onnxscript>=0.3",
+            "onnxruntime>=1.20",
+            "pydantic<2.14",
+        ],
         "test": [
             "pytest>=8",
             "pytest-timeout",

@@ -112,14 +112,36 @@ def inspect(
 
 @app.command()
 def export(
-    run_dir: Annotated[Path, typer.Argument(help="Run folder of stage 1.")],
-    to: Annotated[str, typer.Option(help="backbone, dinov2, hf or timm.")] = "backbone",
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: inside the run folder.")] = None,
+    source: Annotated[str, typer.Argument(help="Run folder of stage 1; onnx, bioimage: a trained model.")],
+    to: Annotated[str, typer.Option(help="A backbone as backbone, dinov2, hf, timm; a model as onnx, bioimage.")] = (
+        "backbone"
+    ),
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: inside the given folder.")] = None,
+    batch: Annotated[int | None, typer.Option(help="onnx: crops a call; default: any number.")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="bioimage: who made the model; repeatable.")] = None,
+    licence: Annotated[str, typer.Option(help="bioimage: SPDX licence of the weights; default: the model's.")] = "",
+    name: Annotated[str, typer.Option(help="bioimage: name of the package; default: after the folder.")] = "",
+    image: Annotated[Path | None, typer.Option(help="bioimage: test image; default: a generated one.")] = None,
 ) -> None:
-    """Write the teacher's backbone of a stage-1 run (the same as ssl/export_backbone.py)."""
-    from dinocell import models
+    """Write a stage-1 backbone (as ssl/export_backbone.py), or a trained model for other software."""
 
-    _exit(lambda: print(models.export_backbone(run_dir, to=_one_of(to, "backbone", "dinov2", "hf", "timm"), out=out)))
+    def run() -> None:
+        if to == "onnx":
+            from dinocell.inference.onnx_file import export_onnx
+
+            print(export_onnx(source, out, batch=batch).path)
+        elif to == "bioimage":
+            from dinocell.inference.bioimage import About, export_bioimage
+
+            about = About(authors=tuple(author or ()), licence=licence, name=name)
+            print(export_bioimage(source, out, about=about, image=image).path)
+        else:
+            from dinocell import models
+
+            kind = _one_of(to, "backbone", "dinov2", "hf", "timm", "onnx", "bioimage")
+            print(models.export_backbone(source, to=kind, out=out))
+
+    _exit(run)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ def worth_it(shape: tuple[int, ...], dtype: np.dtype[Any], axes: str, where: Pat
         return False
     plane = [length for letter, length in zip(axes, shape, strict=True) if letter not in "TZ"]
     refuse_bomb(plane, dtype.itemsize, None if os.environ.get(LIMIT) else MAX_PLANE_BYTES, where)
+    refuse_bomb(shape, dtype.itemsize, sys.maxsize, where)  # any number of planes, if the file can hold them
     return dtype.kind in "uif" and math.prod(shape) * dtype.itemsize > LAZY_BYTES
 
 

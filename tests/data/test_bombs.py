@@ -85,6 +85,14 @@ def test_bombs_are_refused_without_the_memory_they_ask_for(kind: str, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_are_not_opened_plane_by_plane_either(kind: str, tmp_path: Path) -> None:
+    path = BOMBS[kind](tmp_path)
+    with pytest.raises(DataError, match=re.escape(path.name)):
+        assert io.open_lazily(path) is None
+        io.read_image(path)
+
+
 def test_the_refusal_says_what_where_how_much_and_what_to_do(tmp_path: Path) -> None:
     path = BOMBS["strips"](tmp_path)
     with pytest.raises(DataError) as caught:

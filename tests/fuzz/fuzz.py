@@ -115,7 +115,7 @@ class Worker:
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )
-        if self.answer(300) is None:
+        if self.answer(900) is None:
             raise SystemExit(f"the worker does not start: {self.last_words()}")
 
     def answer(self, seconds: float) -> dict[str, Any] | None:
