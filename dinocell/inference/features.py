@@ -3,7 +3,8 @@
     dinocell pca IMAGE… --weights [NAME=]WEIGHTS … [--mode resize pad tile] [--size 448] [--projection shared|each]
                         [--out pca.png]
 
-One row per backbone (a model, or a stage of one: `random`, a DINOv2 file, a stage-1 run, a model folder of stage 2),
+One row per backbone (a model, or a stage of one: `random`, a DINOv2 file, a stage-1 run, a model folder or the name of
+a packaged model),
 one column per image and way of feeding it:
 
     resize  the whole image scaled to SIZE × SIZE, its aspect not kept
@@ -34,6 +35,7 @@ from dinocell.data.io import list_images, read_image, to_gray
 from dinocell.data.preprocess import PreprocessConfig, preprocess, to_uint8
 from dinocell.device import autocast, choose_device, choose_dtype
 from dinocell.errors import ConfigError, run_main
+from dinocell.inference.packaged import find_model, packaged_models
 from dinocell.inference.tiling import Stitcher, windows
 from dinocell.models import VisionTransformer, load_backbone, load_model_folder
 from dinocell.models.resize import IMAGENET_MEAN, IMAGENET_STD
@@ -145,8 +147,8 @@ def _backbones(weights: Sequence[str]) -> list[tuple[str, VisionTransformer, Pre
         path = path if separator else text
         if path == "random":
             named.append((name, None, None))
-        elif (Path(path) / "model.safetensors").is_file():
-            model, meta = load_model_folder(path)
+        elif (Path(path) / "model.safetensors").is_file() or path in packaged_models():
+            model, meta = load_model_folder(find_model(path))
             preprocessing = from_dict(PreprocessConfig, meta.get("preprocess") or {}, "preprocess")
             named.append((name if separator else _short(path), model.backbone, preprocessing))
         else:

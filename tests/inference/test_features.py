@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from dinocell.errors import ConfigError
+from dinocell.inference import features
 from dinocell.inference.features import draw, patch_tokens
-from dinocell.models import VisionTransformer, ViTConfig, save_backbone
+from dinocell.models import (
+    DecoderConfig,
+    SegmentationModel,
+    VisionTransformer,
+    ViTConfig,
+    save_backbone,
+    save_model,
+)
 
 
 def make_backbone(in_channels: int = 1) -> VisionTransformer:
@@ -73,3 +81,12 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
         draw([str(image)], ["random"], tmp_path / "x.png", size=32)
     with pytest.raises(ConfigError, match="two rows of one name"):
         draw([str(image)], [str(tmp_path / "first")] * 2, tmp_path / "x.png", size=32)
+
+
+def test_a_packaged_model_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = VisionTransformer(ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1))
+    save_model(tmp_path / "cells", SegmentationModel(backbone, DecoderConfig(neck_width=16), 1, 64, 64), {})
+    monkeypatch.setattr("dinocell.inference.packaged.PACKAGED", tmp_path)
+    ((name, found, _),) = features._backbones(["cells"])
+    assert name == "cells"
+    torch.testing.assert_close(found.state_dict(), backbone.state_dict())
