@@ -32,6 +32,11 @@ class AdaptConfig:
     control: bool = field(
         True, "with labels: also train the unadapted model on them, to tell what stage 1 did from what the labels did"
     )
+    agrees: float = field(
+        0.95,
+        "without labels: leave the decoder as it is if its labels with the adapted backbone agree with the original's "
+        "to this MMA",
+    )
     check_images: int = field(8, "images compared before and after where there are no labels", "images")
     curate: CurateConfig = field(factory=lambda: CurateConfig(sources=(), out=""), doc="crops of the images")
     pretrain: PretrainConfig = field(factory=lambda: PretrainConfig(output_dir=""), doc="stage 1")
@@ -40,6 +45,8 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if self.check_images < 1:
             raise ConfigError(f"check_images: must be 1 or more, is {self.check_images}")
+        if not 0 <= self.agrees <= 1:
+            raise ConfigError(f"agrees: is an MMA in 0–1, is {self.agrees}")
 
 
 def make_config(
@@ -160,8 +167,8 @@ def _finetune(out: Path, start: str, labels: Sequence[str], seed: int, device: s
         "train": {
             "steps": 200,
             "batch_size": 8,
-            "lr": 3e-4,
-            "final_lr": 1e-5,
+            "lr": 1e-4,
+            "final_lr": 1e-6,
             "warmup": 0.05,
             "weight_decay": 0.01,
             "clip_gradient": 1.0,

@@ -25,7 +25,7 @@ from dinocell.report import Report, error_map, overlay, panel, pca_panel, to_rgb
 PICTURES = 4
 NAMES = {
     "original": "original model",
-    "adapted": "adapted: stage 1 on your images, then the decoder",
+    "adapted": "adapted: stage 1 on your images",
     "control": "control: the decoder alone, without stage 1",
 }
 
@@ -99,7 +99,7 @@ def _features(report: Report, found: Findings) -> None:
             pca_panel(images, {"before": before, "after": after}),
             f"First three principal components of the patch features, before and at step {found.best_step}",
         )
-    report.text("All about stage 1: `stage1/report.html`; about the decoder: `aligned/report.html`.")
+    report.text("All about stage 1: `stage1/report.html`; about the decoder, if it was trained: `aligned/report.html`.")
 
 
 def _segmentations(report: Report, found: Findings) -> None:
@@ -108,7 +108,8 @@ def _segmentations(report: Report, found: Findings) -> None:
     report.heading("Segmentations before and after")
     device = found.config.finetune.device
     before = inference.load_model(find_model(found.config.start), device=device)
-    after = inference.load_model(found.out / ("aligned" if found.best_step else "control") / "model", device=device)
+    later = found.out / "adapted" if found.best_step else found.out / "control" / "model"
+    after = inference.load_model(later, device=device)
     chosen = found.images[:: max(len(found.images) // PICTURES, 1)][:PICTURES]
     for path in chosen:
         report.image(_comparison(path, before, after, bool(found.config.labels)), path.stem)

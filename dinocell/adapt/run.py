@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dinocell import checkpoint, curation, finetune, inference, log, models, pretrain
+from dinocell.adapt.align import adapted_model
 from dinocell.adapt.config import AdaptConfig
 from dinocell.adapt.judge import (
     Stability,
@@ -150,9 +151,8 @@ def _train(out: Path, config: AdaptConfig) -> tuple[int, list[dict[str, Any]]]:
     best_step = _stage_one(out, config)
     probes = log.read_metrics(out / "stage1" / "metrics.jsonl", "probe")
     if best_step:
-        to = "on your labels" if config.labels else "to the model's own predictions"
-        _step(4, f"the decoder, re-aligned {to}")
-        _finetuned(config.finetune)
+        _step(4, "the decoder, trained on your labels" if config.labels else "the decoder, re-aligned if it has to be")
+        adapted_model(config, lambda: _finetuned(config.finetune))
     if config.labels and config.control:
         _step(5, "training on your labels without stage 1, for comparison")
         plain = replace(config.finetune.backbone, weights="")
@@ -226,7 +226,7 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
     device = config.finetune.device
     places = {"original": find_model(config.start)}
     if best_step:
-        places["adapted"] = out / "aligned" / "model"
+        places["adapted"] = out / "adapted"
     if config.labels and config.control:
         places["control"] = out / "control" / "model"
     if len(places) == 1:
@@ -267,7 +267,7 @@ def _choose(out: Path, config: AdaptConfig, verdict: Verdict) -> Path:
     """Copy the recommended model to OUT/model and note there where it comes from."""
     source = {
         "original": find_model(config.start),
-        "adapted": out / "aligned" / "model",
+        "adapted": out / "adapted",
         "control": out / "control" / "model",
     }[verdict.choice]
     target, fresh = out / "model", out / ".model.new"

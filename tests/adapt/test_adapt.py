@@ -60,17 +60,39 @@ def adapted(unlabelled: Path, model: Path, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-def test_the_decoder_is_aligned_to_the_best_teacher_which_stays_as_it_is(adapted: Path, model: Path) -> None:
+def test_the_best_teacher_is_the_backbone_and_a_decoder_that_fits_it_stays(adapted: Path, model: Path) -> None:
     teacher = load_backbone(adapted / "stage1", in_channels=None).state_dict()
-    aligned, original = (load_model_folder(folder)[0] for folder in (adapted / "aligned" / "model", model))
-    for name, value in aligned.backbone.state_dict().items():
+    new, original = (load_model_folder(folder)[0] for folder in (adapted / "adapted", model))
+    for name, value in new.backbone.state_dict().items():
         torch.testing.assert_close(value, teacher[name], msg=name)
     assert any(not torch.equal(v, original.backbone.state_dict()[n]) for n, v in teacher.items() if n != "mask_token")
+    for name, value in original.decoder.state_dict().items():
+        assert torch.equal(new.decoder.state_dict()[name], value), name
+    note = json.loads((adapted / "adapted" / "adapted.json").read_text())
+    assert note["agreement_as_it_is"] >= 0.95
+    assert not (adapted / "aligned").exists()
+
+
+def test_a_decoder_that_fits_no_more_is_re_aligned_and_kept_if_it_then_agrees_more(
+    unlabelled: Path, model: Path, tmp_path: Path, no_charts: None
+) -> None:
+    """Stage 1 with a rate that breaks the features, and a teacher that follows at once."""
+    harsh = ["pretrain.optim.base_lr=0.01", "pretrain.teacher.momentum=0.2", "finetune.train.steps=30"]
+    out = tmp_path / "out"
+    assert adapt.run(cli.parse(command(unlabelled, model, out, *BY_RANK, *harsh, "finetune.train.lr=0.003"))) == 0
+    note = json.loads((out / "adapted" / "adapted.json").read_text())
+    assert note["agreement_as_it_is"] < 0.95
+    better = note["agreement_re_aligned"] > note["agreement_as_it_is"]
+    assert note["decoder"] == ("trained" if better else "the original's")
+    teacher = load_backbone(out / "stage1", in_channels=None).state_dict()
+    aligned, original = (load_model_folder(folder)[0] for folder in (out / "aligned" / "model", model))
+    for name, value in aligned.backbone.state_dict().items():  # frozen while the decoder was trained
+        torch.testing.assert_close(value, teacher[name], msg=name)
     before = original.decoder.state_dict()
     assert any(not torch.equal(value, before[name]) for name, value in aligned.decoder.state_dict().items())
 
 
-def test_the_decoder_learns_from_what_the_model_itself_sees(adapted: Path, model: Path) -> None:
+def test_the_crops_carry_the_labels_that_the_model_itself_gives(adapted: Path, model: Path) -> None:
     segmenter = Segmenter(model, device="cpu")
     paths = sorted((adapted / "pseudo" / "train" / "images").iterdir())
     assert paths
@@ -84,7 +106,7 @@ def test_the_decoder_learns_from_what_the_model_itself_sees(adapted: Path, model
 
 def test_the_folder_holds_a_model_to_use_and_a_page_that_says_why(adapted: Path, unlabelled: Path) -> None:
     summary = json.loads((adapted / "summary.json").read_text())
-    source = {"adapted": adapted / "aligned" / "model"}.get(summary["choice"])
+    source = {"adapted": adapted / "adapted"}.get(summary["choice"])
     labels = Segmenter(adapted / "model", device="cpu").segment(unlabelled / "field0.png").labels
     assert labels.shape == (96, 96)
     if source is not None:
@@ -123,7 +145,7 @@ def test_stopped_in_stage_one_and_run_again_it_is_the_undisturbed_adaptation(
     assert adapt.run(cli.parse(line)) == EXIT_STOPPED
     assert not (tmp_path / "out" / "model").exists()
     assert adapt.run(cli.parse(line)) == 0
-    first, second = (load_model_folder(out / "aligned" / "model")[0] for out in (adapted, tmp_path / "out"))
+    first, second = (load_model_folder(out / "adapted")[0] for out in (adapted, tmp_path / "out"))
     for name, value in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, msg=name)
 
