@@ -16,6 +16,7 @@ FORBIDDEN = {
     "pretrain": ("dinocell.finetune", "dinocell.inference"),
     "finetune": ("dinocell.pretrain",),
     "inference": ("dinocell.pretrain", "dinocell.finetune"),
+    "napari": ("dinocell.pretrain", "dinocell.finetune"),
     "metrics": ("torch", "dinocell.pretrain", "dinocell.finetune", "dinocell.models"),
     "curation": ("torch",),
     "models": ("dinocell.pretrain", "dinocell.finetune", "dinocell.inference"),
@@ -25,6 +26,8 @@ ONLY = {
     "submitit": ("launch.py",),
     "omegaconf": ("config.py",),
     "xformers": ("models/attention.py",),
+    "napari": ("napari/widget.py",),
+    "qtpy": ("napari/widget.py",),
 }
 
 
