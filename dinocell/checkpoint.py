@@ -43,7 +43,7 @@ def _sha256(file: Any) -> str:
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one, never half of it."""
-    with _Atomic(Path(path)) as temporary:
+    with AtomicFile(Path(path)) as temporary:
         temporary.write_bytes(data)
 
 
@@ -52,7 +52,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-class _Atomic:
+class AtomicFile:
     """A temporary file beside `path` that replaces it on success and disappears on failure."""
 
     def __init__(self, path: Path) -> None:
@@ -135,7 +135,7 @@ class CheckpointManager:
         # The sidecar comes last: a checkpoint without one is an interrupted write. Where a file is replaced, both
         # digests stand in it meanwhile: whichever file a crash leaves is whole.
         sidecar = path.with_name(path.name + ".sha256")
-        with _Atomic(path) as temporary:
+        with AtomicFile(path) as temporary:
             torch.save(state, temporary)
             digest = sha256_of(temporary)
             if path.is_file() and sidecar.is_file():

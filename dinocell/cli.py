@@ -162,7 +162,9 @@ def segment(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by device.")] = None,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
-    diameter: Annotated[float | None, typer.Option(help="Typical cell diameter, px; scales to the model's.")] = None,
+    diameter: Annotated[
+        str | None, typer.Option(help="Typical cell diameter, px, or auto; scales to the model's.")
+    ] = None,
     pixel_size: Annotated[float | None, typer.Option(help="Pixel size, µm; overrides the files'.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability above which a pixel is a cell's.")] = None,
     min_size: Annotated[int | None, typer.Option(help="Smallest cell kept, px.")] = None,
@@ -184,7 +186,7 @@ def segment(
                 device=device,
                 batch_size=batch_size,
                 skip_existing=skip_existing,
-                diameter=diameter,
+                diameter=_diameter(diameter),
                 pixel_size=pixel_size,
                 threshold=threshold,
                 min_size=min_size,
@@ -248,6 +250,15 @@ def pca(context: typer.Context) -> None:
 def save_formats(text: str) -> tuple[str, ...]:
     """`labels,csv` as names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _diameter(text: str | None) -> float | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"diameter: must be a number or auto, got {text!r}") from None
 
 
 def _named(text: str) -> tuple[str, Path]:

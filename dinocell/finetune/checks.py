@@ -54,11 +54,12 @@ class ImageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheck:
-    """Lines for the user, and the median diameter of the cells looked at (px at the training scale)."""
+    """Lines for the user, and the cells' median diameter (px at the training scale), in all and by dataset."""
 
     summary: tuple[str, ...]
     warnings: tuple[str, ...]
     diameter: float
+    diameters: dict[str, float]
 
 
 def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
@@ -230,7 +231,12 @@ def check_training_data(
         )
     warnings = problems(facts, crop_size=crop_size, pixels_per_patch=pixels_per_patch, instances=instances)
     diameter = float(np.median(np.concatenate([f.diameters for f in facts])))
-    return DataCheck(summary=tuple(summary(facts)), warnings=tuple(warnings), diameter=diameter)
+    by_dataset = {
+        name: float(np.median(np.concatenate([f.diameters for f in members])))
+        for name, members in _by_dataset(facts).items()
+        if any(f.cells for f in members)
+    }
+    return DataCheck(summary=tuple(summary(facts)), warnings=tuple(warnings), diameter=diameter, diameters=by_dataset)
 
 
 def _by_dataset(facts: Sequence[ImageFacts]) -> dict[str, list[ImageFacts]]:

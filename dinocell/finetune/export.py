@@ -32,15 +32,18 @@ LIMITS = (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What a model was trained on: dataset descriptions with their numbers of training images, the cells' median
-    diameter (px at the training scale), and its starting weights."""
+    diameter (px at the training scale), in all and by dataset, and its starting weights."""
 
     datasets: tuple[tuple[DatasetInfo, int], ...]
     initial_weights: str
     initial_sha256: str
     diameter: float | None
+    diameters: Mapping[str, float]
 
 
-def provenance(items: Sequence[LabelledItem], config: FinetuneConfig, diameter: float | None) -> Provenance:
+def provenance(
+    items: Sequence[LabelledItem], config: FinetuneConfig, diameter: float | None, diameters: Mapping[str, float]
+) -> Provenance:
     """Describe training items and starting weights (folders and checksums only, no images)."""
     counts: dict[DatasetInfo, int] = {}
     for item in items:
@@ -56,6 +59,7 @@ def provenance(items: Sequence[LabelledItem], config: FinetuneConfig, diameter: 
         initial_weights=config.backbone.weights or config.start or "random",
         initial_sha256=sha256_of(weights) if known and weights is not None else "",
         diameter=diameter,
+        diameters=diameters,
     )
 
 
@@ -89,7 +93,10 @@ def write_model_folder(
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "initial_weights": Path(origin.initial_weights).name,
             "initial_weights_sha256": origin.initial_sha256,
-            "datasets": [{**dataclasses.asdict(info), "train_images": count} for info, count in origin.datasets],
+            "datasets": [
+                {**dataclasses.asdict(info), "train_images": count, "diameter": origin.diameters.get(info.name)}
+                for info, count in origin.datasets
+            ],
             "seed": config.seed,
             "torch": torch.__version__,
             "python": platform.python_version(),

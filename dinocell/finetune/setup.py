@@ -11,7 +11,7 @@ from dinocell import distributed, log
 from dinocell.config import to_dict
 from dinocell.data.labelled import LabelledItem, Split, open_dataset
 from dinocell.errors import ConfigError, DataError
-from dinocell.finetune.checks import check_training_data
+from dinocell.finetune.checks import DataCheck, check_training_data
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import CropDataset, ImageStore
 from dinocell.finetune.sampler import SampleOrder
@@ -43,7 +43,8 @@ _FREE = (
 class RunData:
     """Training crops, validation images, length of the training, and what the data check found.
 
-    `diameter` is the cells' median diameter in px at the training scale, None when nothing was checked.
+    `diameter` is the cells' median diameter in px at the training scale, None when nothing was checked; `diameters` the
+    same for each dataset whose images were looked at.
     """
 
     train: CropDataset
@@ -52,6 +53,7 @@ class RunData:
     total_steps: int
     notes: tuple[str, ...]
     diameter: float | None
+    diameters: dict[str, float]
 
 
 def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
@@ -66,9 +68,11 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         raise DataError(f"{', '.join(config.data.root)}: the train split holds no image")
     store = ImageStore(items, config, log.warning)
     notes: tuple[str, ...] = ()
-    diameter = None
+    diameter: float | None = None
+    diameters: dict[str, float] = {}
     if config.data.check_images:
-        notes, diameter = _check(store, config)
+        notes, check = _check(store, config)
+        diameter, diameters = check.diameter, check.diameters
     names = sorted({item.dataset.name for item in items})
     order = SampleOrder([names.index(item.dataset.name) for item in items], config.data.sampling, config.seed)
     val_items = open_items(config, "val")
@@ -84,6 +88,7 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         total_steps=total,
         notes=notes,
         diameter=diameter,
+        diameters=diameters,
     )
 
 
@@ -99,7 +104,7 @@ def open_items(config: FinetuneConfig, split: Split) -> list[LabelledItem]:
     return items
 
 
-def _check(store: ImageStore, config: FinetuneConfig) -> tuple[tuple[str, ...], float]:
+def _check(store: ImageStore, config: FinetuneConfig) -> tuple[tuple[str, ...], DataCheck]:
     check = check_training_data(
         store,
         config.data.check_images,
@@ -112,7 +117,7 @@ def _check(store: ImageStore, config: FinetuneConfig) -> tuple[tuple[str, ...], 
     for line in check.warnings:
         log.warning(line)
     skipped = [f"Skipped {store.items[i].stem}: {reason}" for i, reason in store.bad.items()]
-    return (*check.summary, *(f"Warning: {line}" for line in check.warnings), *skipped), check.diameter
+    return (*check.summary, *(f"Warning: {line}" for line in check.warnings), *skipped), check
 
 
 def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:

@@ -20,7 +20,7 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import special
 
-from dinocell.checkpoint import atomic_write_bytes
+from dinocell.checkpoint import AtomicFile, atomic_write_bytes
 from dinocell.data.scratch import release
 from dinocell.data.zarr_files import write_label_zarr
 from dinocell.errors import ConfigError, DataError
@@ -99,6 +99,9 @@ def save_result(
         try:
             if name == "labels" and result.labels.nbytes > STREAM_BYTES:
                 _stream_label_tiff(path, result.labels, result.plane.pixel_size)
+            elif name == "csv" and table is not None:
+                with AtomicFile(path) as temporary:
+                    table.to_csv(temporary, index=False, float_format="%.6g")
             elif name == "zarr":
                 write_label_zarr(path, result.labels, result.plane.pixel_size)
             else:
@@ -113,16 +116,13 @@ def _encode(name: Format, result: SegmentationResult, table: pd.DataFrame | None
     match name:
         case "labels":
             return label_tiff(result.labels, result.plane.pixel_size)
-        case "zarr":
-            raise AssertionError("a folder, written by save_result")
+        case "csv" | "zarr":
+            raise AssertionError("written piece by piece by save_result")
         case "overlay":
             step = _picture_step(result)
             return _png(overlay(result.plane.display[::step, ::step], result.labels[::step, ::step]))
         case "outlines":
             return _png(_yellow_outlines(result))
-        case "csv":
-            assert table is not None
-            return table.to_csv(index=False, float_format="%.6g").encode()
         case "geojson":
             assert table is not None
             return json.dumps(geojson(result.labels, table)).encode()

@@ -1,4 +1,9 @@
-"""The typical diameter of the cells in an image, estimated with the model itself."""
+"""The typical diameter of the cells in an image, estimated with the model itself.
+
+A network that predicts flows tells by itself whether it sees cells of a size it knows: the flows it predicts are then
+those of the cells that come out of them. So parts of the image are segmented at several scales, and the scale with the
+smallest flow error says how large the cells are.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +14,143 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.inference.resample import Picture
+from dinocell.inference.resample import Picture, ScaledPicture
+from dinocell.objectives.cells import find_cells
+from dinocell.objectives.flows import FlowsObjective, flow_errors
+
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+SMALLER = 0.125
+"""Tried as well when the smallest of `SCALES` is the best."""
+WINDOWS = 2
+CANDIDATES = 6
+SURE_ERROR = 0.45
+"""Mean squared flow error above which the cells found are no better than what a network finds in texture."""
+SURE_CELLS = 5
 
 Float32 = NDArray[np.float32]
+Predict = Callable[[list[Float32]], Float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What was found: `scale` to the model's pixels, the cells' diameter (px of the image; None: not sure)."""
+    """What was found.
+
+    Attributes:
+        scale: factor from the image's pixels to the model's; 1 when not sure.
+        diameter: of the cells, px of the image; None when not sure.
+        cells: number of cells looked at.
+        error: mean squared flow error of these cells.
+    """
 
     scale: float
     diameter: float | None
     cells: int
+    error: float = np.inf
 
     def __str__(self) -> str:
         if self.diameter is None:
-            return "diameter auto: not sure, taken at its own scale; give the diameter if the cells come out wrong"
-        return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells; scaled by {self.scale:.3g}"
+            found = f"{self.cells} cells with flow error {self.error:.2f}" if self.cells else "no cells"
+            return f"diameter auto: not sure ({found}), own scale kept; give the diameter if the cells come out wrong"
+        scaled = f"scaled by {self.scale:.3g}" if self.scale != 1 else "which the model knows: own scale kept"
+        return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells; {scaled}"
 
 
-def training_diameter(meta: Mapping[str, Any]) -> float | None:
-    """The median diameter (px) of the cells that a model was trained on, None where its folder does not say."""
-    value = (meta.get("training") or {}).get("diameter")
-    return float(value) if value else None
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Diameters (px) that a model knows: of all its training cells, and the smallest and largest of its data sets."""
+
+    median: float
+    smallest: float
+    largest: float
+
+    def scale_for(self, diameter: float) -> float:
+        """Factor that brings cells of a diameter into the range that the model knows; 1 for those in it."""
+        return float(np.clip(diameter, self.smallest, self.largest) / diameter)
+
+
+def training_diameters(meta: Mapping[str, Any]) -> Trained | None:
+    """What a model's folder says about the cells it was trained on; None where it does not."""
+    training = meta.get("training") or {}
+    median = training.get("diameter")
+    if not median:
+        return None
+    datasets = [float(entry["diameter"]) for entry in training.get("datasets") or () if entry.get("diameter")]
+    known = [float(median), *datasets]
+    return Trained(median=float(median), smallest=min(known), largest=max(known))
 
 
 def estimate_diameter(
-    picture: Picture,
-    cells: Callable[[list[Float32]], list[tuple[NDArray[np.int32], Float32]]],
-    window: int,
-    ours: float,
+    picture: Picture, predict: Predict, objective: FlowsObjective, window: int, trained: Trained
 ) -> Estimate:
-    return Estimate(scale=1.0, diameter=None, cells=0)
+    """The typical diameter of the cells in a picture, and the scale at which the model should see it.
+
+    Args:
+        picture: preprocessed.
+        predict: windows (window, window) → maps (B, 3, window, window).
+        objective: of the model, without flow check.
+        window: side of the network's input, px.
+        trained: diameters that the model knows.
+    """
+    looks = [_look(picture, predict, objective, window, scale) for scale in SCALES]
+    if min(looks, key=_rank) is looks[0]:
+        looks.append(_look(picture, predict, objective, window, SMALLER))
+    best = min(looks, key=_rank)
+    if best.diameter is not None:  # once more, at the scale that the model knows best
+        again = _look(picture, predict, objective, window, trained.median / best.diameter)
+        best = min(best, again, key=_rank)
+    if best.diameter is None or best.error > SURE_ERROR or best.cells < SURE_CELLS:
+        return Estimate(scale=1.0, diameter=None, cells=best.cells, error=best.error)
+    scale = trained.scale_for(best.diameter)
+    return Estimate(scale=scale, diameter=best.diameter, cells=best.cells, error=best.error)
+
+
+def _rank(estimate: Estimate) -> tuple[bool, float]:
+    return estimate.cells < SURE_CELLS, estimate.error
+
+
+def _look(picture: Picture, predict: Predict, objective: FlowsObjective, window: int, scale: float) -> Estimate:
+    """Cells in some windows of the picture at one scale."""
+    diameters: list[NDArray[np.float64]] = []
+    total = area = 0.0
+    for maps in predict(_windows(picture, window, scale)):
+        flows, _ = objective.split(maps)
+        cells = find_cells(objective.decode(maps))
+        if not len(cells.numbers):
+            continue
+        errors = flow_errors(cells, flows, objective.config.flow_variant)
+        total += float((errors * cells.areas).sum())
+        area += float(cells.areas.sum())
+        inside = (cells.boxes[:, [0, 2]] > 0).all(axis=1) & (cells.boxes[:, [1, 3]] < window).all(axis=1)
+        diameters.append(2 * np.sqrt(cells.areas[inside] / np.pi) / scale)
+    found = np.concatenate(diameters) if diameters else np.zeros(0)
+    if not len(found):
+        return Estimate(scale=scale, diameter=None, cells=0)
+    return Estimate(scale=scale, diameter=float(np.median(found)), cells=len(found), error=total / area)
+
+
+def _windows(picture: Picture, window: int, scale: float) -> list[Float32]:
+    """The windows with the most contrast out of some spread over the picture; mirrored where it is smaller."""
+    size = (max(1, round(picture.size[0] * scale)), max(1, round(picture.size[1] * scale)))
+    scaled = picture if size == picture.size else ScaledPicture(picture, size)
+    places = _places(size, window)
+    parts = [scaled.region(slice(y, min(y + window, size[0])), slice(x, min(x + window, size[1]))) for y, x in places]
+    parts.sort(key=lambda part: -float(part.std()))
+    return [_mirrored(part, window) for part in parts[:WINDOWS]]
+
+
+def _places(size: tuple[int, int], window: int) -> list[tuple[int, int]]:
+    """Corners of up to `CANDIDATES` windows, spread evenly over all that do not overlap."""
+    free = [(y, x) for y in _starts(size[0], window) for x in _starts(size[1], window)]
+    chosen = np.unique(np.linspace(0, len(free) - 1, CANDIDATES).round().astype(int))
+    return [free[number] for number in chosen]
+
+
+def _starts(length: int, window: int) -> list[int]:
+    count = max(1, length // window)
+    slack = max(0, length - count * window)
+    return [number * window + round(slack * (number + 0.5) / count) for number in range(count)]
+
+
+def _mirrored(part: Float32, window: int) -> Float32:
+    missing = [(0, window - length) for length in part.shape]
+    return np.ascontiguousarray(np.pad(part, missing, mode="symmetric") if max(missing)[1] else part)

@@ -33,13 +33,14 @@ from dinocell.inference.options import SegmentOptions, merge_options
 from dinocell.inference.packaged import find_model
 from dinocell.inference.planes import Image, InputPlane, Plane, count_planes, iter_planes, loaded, open_image
 from dinocell.inference.resample import Picture, ScaledPicture, WholePicture
-from dinocell.inference.result import SegmentationResult, cell_probability, compact_dtype
+from dinocell.inference.result import SegmentationResult, compact_dtype
 from dinocell.inference.resume import Scratch
-from dinocell.inference.scale import Estimate, estimate_diameter, training_diameter
+from dinocell.inference.scale import Estimate, estimate_diameter, training_diameters
 from dinocell.inference.streaming import StreamedInput
 from dinocell.inference.tiling import OVERLAP, Window, evaluating, predict_stream, run_batch
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
+from dinocell.objectives.flows import FlowsObjective
 
 MAX_RESCALE = 16.0
 LARGE_PIXELS = 64 * 2**20
@@ -234,33 +235,30 @@ class Segmenter:
         """The typical diameter of the cells in a preprocessed picture, found with the model itself.
 
         Raises:
-            ConfigError: the model does not record the diameter it was trained at.
+            ConfigError: the model does not predict flows, or does not record the diameter it was trained at.
         """
-        ours = training_diameter(self.meta)
-        if ours is None:
-            raise ConfigError("diameter: this model does not record the diameter it was trained at; leave it out")
+        trained = training_diameters(self.meta)
+        if trained is None or self.objective.kind != "flows" or self.fit != "tile":
+            lacks = "record the diameter it was trained at" if trained is None else "predict flows in tiles"
+            raise ConfigError(f"diameter: auto is not possible, as this model does not {lacks}; give a number")
         if picture.constant:
             return Estimate(scale=1.0, diameter=None, cells=0)
-        objective = build_objective((options or SegmentOptions()).decoding(self.objective))
+        config = (options or SegmentOptions()).decoding(self.objective)
+        objective = FlowsObjective(dataclasses.replace(config, flow_error=0.0, max_size_fraction=1.0))
 
-        def cells(windows: list[Float32]) -> list[tuple[NDArray[np.int32], Float32]]:
+        def predict(windows: list[Float32]) -> Float32:
+            parts = [windows[at : at + self.batch_size] for at in range(0, len(windows), self.batch_size)]
             with self._embedding, evaluating(self.model):
-                maps = np.concatenate(
-                    [
-                        run_batch(self.model, windows[at : at + self.batch_size], self.device, self.dtype)
-                        for at in range(0, len(windows), self.batch_size)
-                    ]
-                )
-            return [(objective.decode(one), cell_probability(one, objective)) for one in maps]
+                return np.concatenate([run_batch(self.model, part, self.device, self.dtype) for part in parts])
 
-        return estimate_diameter(picture, cells, self.window, ours)
+        return estimate_diameter(picture, predict, objective, self.window, trained)
 
     def _scale(self, options: SegmentOptions) -> float:
         """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
         training = self.meta.get("training") or {}
         if options.diameter is not None:
             assert options.diameter != "auto"
-            ours, theirs, name = training_diameter(self.meta), options.diameter, "diameter"
+            ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
             scale = None if not ours else ours / theirs
         elif options.pixel_size is not None:
             ours, theirs, name = training.get("pixel_size"), options.pixel_size, "pixel_size"

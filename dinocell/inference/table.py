@@ -61,25 +61,26 @@ def cell_table(
     for name, plane in given.items():
         if plane.shape != labels.shape:
             raise ValueError(f"{name} has shape {plane.shape}, the labels have {labels.shape}")
-    numbers = _numbers(labels)
+    numbers, last = _numbers(labels)
     sums = _Sums.of(len(numbers), list(channels))
     for band in _bands(labels, numbers):
         sums.add(band, channels, probability)
+        sums.close(last <= band.top)
         for plane in (labels, *channels.values()):
             release(plane)
     return _frame(numbers, sums, pixel_size, probability is not None)
 
 
-def _numbers(labels: Labels) -> NDArray[np.int64]:
-    """The labels present, ascending, without 0."""
-    largest = int(labels.max(initial=0))
-    present = np.zeros(largest + 1, np.bool_)
+def _numbers(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The labels present, ascending, without 0; and the first row of the last band that each of 0, … n is seen in."""
+    last = np.full(int(labels.max(initial=0)) + 1, -1)
     step = _band_rows(labels)
     for top in range(0, labels.shape[0], step):
-        present[np.asarray(labels[top : top + step]).ravel()] = True
+        last[np.asarray(labels[top : top + step]).ravel()] = top
         release(labels)
-    present[0] = False
-    return np.flatnonzero(present)
+    last[0] = -1
+    numbers = np.flatnonzero(last >= 0)
+    return numbers, np.concatenate([[0], last[numbers]])
 
 
 def _band_rows(labels: Labels) -> int:
@@ -131,6 +132,7 @@ class _Sums:
     totals: dict[str, Float64]
     lowest: dict[str, Float64]
     highest: dict[str, Float64]
+    hull: Float64
     runs: list[NDArray[np.int32]]
 
     @classmethod
@@ -144,6 +146,7 @@ class _Sums:
             totals={name: zeros() for name in channels},
             lowest={name: np.full(count + 1, np.inf) for name in channels},
             highest={name: np.full(count + 1, -np.inf) for name in channels},
+            hull=np.ones(count + 1),
             runs=[],
         )
 
@@ -161,6 +164,13 @@ class _Sums:
             self.totals[name] += np.bincount(ranks, values, minlength=len(self.area))
             np.minimum.at(self.lowest[name], ranks, values)
             np.maximum.at(self.highest[name], ranks, values)
+
+    def close(self, ended: NDArray[np.bool_]) -> None:
+        """Hulls of the cells that have `ended`: only the runs of the others are kept."""
+        runs = np.concatenate(self.runs)
+        now = ended[runs[:, 0]]
+        self.runs = [runs[~now]]
+        _add_hull_areas(runs[now], self.hull)
 
     def _add_runs(self, band: _Band) -> None:
         """Moments from horizontal runs: far fewer than pixels, and what the convex hull needs anyway."""
@@ -224,9 +234,8 @@ def _perimeter_weights(band: _Band) -> tuple[NDArray[np.int32], Float64]:
     return rank, _PERIMETER_WEIGHTS[code]
 
 
-def _hull_areas(runs: NDArray[np.int32], count: int) -> Float64:
-    """Area of the convex hull of each cell's pixel squares, from its horizontal runs (rank, y, start, stop)."""
-    areas = np.ones(count + 1)
+def _add_hull_areas(runs: NDArray[np.int32], areas: Float64) -> None:
+    """Put the area of the convex hull of each cell's pixel squares, from all its runs (rank, y, start, stop)."""
     order = np.argsort(runs[:, 0], kind="stable")
     rank, y, start, stop = runs[order].T
     corners = np.stack(
@@ -238,7 +247,6 @@ def _hull_areas(runs: NDArray[np.int32], count: int) -> Float64:
             hull = cv2.convexHull(corners[first:last].reshape(-1, 2))
             # cv2.contourArea computes in float32 from the origin: shift the hull there to stay exact.
             areas[rank[first]] = cv2.contourArea((hull - hull.min(axis=0)).astype(np.float32))
-    return areas
 
 
 def _frame(numbers: NDArray[np.int64], sums: _Sums, pixel_size: float | None, confident: bool) -> pd.DataFrame:
@@ -250,7 +258,6 @@ def _frame(numbers: NDArray[np.int64], sums: _Sums, pixel_size: float | None, co
     spread = np.sqrt(((mu_yy - mu_xx) / 2) ** 2 + mu_yx**2)
     mean = (mu_yy + mu_xx) / 2
     major = np.maximum(mean + spread, 1e-12)  # a single pixel has no extent: eccentricity 0, as regionprops
-    runs = np.concatenate(sums.runs) if sums.runs else np.zeros((0, 4), np.int32)
     columns: dict[str, Any] = {
         "label": numbers,
         "area_px": area.astype(np.int64),
@@ -259,7 +266,7 @@ def _frame(numbers: NDArray[np.int64], sums: _Sums, pixel_size: float | None, co
         "centroid_x": x,
         "perimeter_px": sums.perimeter[1:],
         "eccentricity": np.sqrt(np.clip(2 * spread / major, 0, 1)),
-        "solidity": area / _hull_areas(runs, len(numbers))[1:],
+        "solidity": area / sums.hull[1:],
         # Rows grow downwards, hence the minus: angles are counter-clockwise as seen on the screen.
         "orientation_deg": np.degrees(0.5 * np.arctan2(-2 * mu_yx, mu_xx - mu_yy)) % 180,
         "touches_border": sums.border[1:],

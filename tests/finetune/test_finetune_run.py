@@ -81,6 +81,7 @@ def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path
     meta = json.loads((out / "model" / "config.json").read_text())
     assert meta["training"]["datasets"][0]["name"] == "disks"
     assert meta["training"]["diameter"] == pytest.approx(20, abs=3)
+    assert [entry["diameter"] for entry in meta["training"]["datasets"]] == [meta["training"]["diameter"]]
     assert meta["validation"]["mean"]["MMA"] > 0.7
     assert "| disks |" in (out / "model" / "MODEL_CARD.md").read_text()
     tuning = meta["validation"]["tuning"]

@@ -1,0 +1,123 @@
+"""`diameter=auto` finds the size of the cells with a network that knows one size, and says when it does not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+
+from dinocell.cli import _diameter
+from dinocell.data.preprocess import PreprocessConfig, preprocess
+from dinocell.errors import ConfigError
+from dinocell.inference import Segmenter, SegmentOptions
+from dinocell.inference.resample import WholePicture
+from dinocell.inference.scale import Trained, training_diameters
+from dinocell.inference.streaming import StreamedInput
+from dinocell.objectives.flows import masks_to_flows
+
+KNOWN = 20.0
+
+
+class KnowsOneSize(nn.Module):
+    """Exact flows of bright blobs of about the known diameter; noise for blobs of any other size."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self.look(one[0].numpy()) for one in z]))
+
+    def look(self, z: np.ndarray) -> np.ndarray:
+        bright = z > (z.min() + z.max()) / 2
+        labels, count = ndimage.label(bright)
+        areas = np.bincount(labels.ravel())[1:] if count else np.zeros(0)
+        # A pixel at a blob's rim weighs less the larger the blob is: half the cells are at least as large as this.
+        diameter = 2 * np.sqrt(np.median(areas) / np.pi) if count else 0
+        wrong = abs(np.log2(max(diameter, 0.1) / KNOWN))
+        noise = np.random.default_rng(0).normal(size=(2, *z.shape)) * min(1.5 * wrong, 2)
+        return np.concatenate([masks_to_flows(labels) + noise, bright[None]]).astype(np.float32)
+
+
+def segmenter(*datasets: float) -> Segmenter:
+    training = {"diameter": KNOWN, "datasets": [{"diameter": value} for value in datasets]}
+    meta: dict[str, Any] = {"crop_size": 128, "objective": {"kind": "flows"}, "training": training}
+    meta["preprocess"] = {"clahe": False}
+    return Segmenter(KnowsOneSize(), meta, device="cpu", precision="float32")
+
+
+def field(diameter: float, side: int = 0) -> np.ndarray:
+    """Bright disks of one diameter, uint8."""
+    side = side or int(min(900, max(150, 8 * diameter)))
+    pitch = 1.7 * diameter
+    y, x = np.mgrid[:side, :side]
+    distance = np.hypot((y % pitch) - pitch / 2, (x % pitch) - pitch / 2)
+    return np.where(distance <= diameter / 2, 200, 20).astype(np.uint8)
+
+
+@pytest.mark.parametrize("diameter", [8, 14, 20, 33, 60, 110])
+def test_the_diameter_of_disks_is_found(diameter: float) -> None:
+    found = segmenter().estimate_diameter(WholePicture(preprocess(field(diameter), PreprocessConfig(clahe=False))))
+    assert found.diameter == pytest.approx(diameter, rel=0.12)
+    assert found.scale == pytest.approx(KNOWN / diameter, rel=0.12)
+    assert f"diameter auto: {found.diameter:.3g} px" in str(found)
+
+
+def test_sizes_between_those_of_the_data_sets_keep_their_scale() -> None:
+    trained = training_diameters(segmenter(12, 30).meta)
+    assert trained == Trained(median=20, smallest=12, largest=30)
+    assert [trained.scale_for(d) for d in (12, 25, 30)] == [1, 1, 1]
+    assert trained.scale_for(60) == 0.5 and trained.scale_for(6) == 2
+    found = segmenter(12, 30).estimate_diameter(WholePicture(preprocess(field(25), PreprocessConfig(clahe=False))))
+    assert found.scale == 1 and "own scale kept" in str(found)
+
+
+@pytest.mark.parametrize("kind", ["noise", "one blob", "a pixel"])
+def test_without_cells_the_scale_stays_and_that_is_said(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (140, 160)).astype(np.uint8)
+    if kind == "one blob":
+        image = np.zeros((200, 200), np.uint8)
+        image[90:110, 90:110] = 200
+    if kind == "a pixel":
+        image = np.array([[1, 2]], np.uint8)
+    result = segmenter().segment(image, diameter="auto")
+    assert result.labels.shape == image.shape
+    assert "diameter auto: not sure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_auto_end_to_end(large: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    image = field(50, 400)
+    model = segmenter()
+    model.large_pixels = 1000 if large else model.large_pixels
+    found = model.segment(image, diameter="auto")
+    truth, count = ndimage.label(image > 100)
+    assert found.labels.shape == image.shape and isinstance(found.labels, np.memmap) == large
+    assert abs(found.count - count) <= 0.1 * count
+    assert ((found.labels > 0) == (truth > 0)).mean() > 0.93
+    assert "diameter auto: 5" in capsys.readouterr().err or any("diameter auto" in note for note in found.notes)
+
+
+def test_streamed_pictures_give_the_same_estimate() -> None:
+    config, image = PreprocessConfig(clahe=False), field(33)
+    pictures = (WholePicture(preprocess(image, config)), StreamedInput(image, config))
+    first, second = (segmenter().estimate_diameter(picture) for picture in pictures)
+    assert first.diameter == pytest.approx(second.diameter, rel=1e-3)
+
+
+def test_constant_images_have_no_diameter() -> None:
+    result = segmenter().segment(np.full((60, 70), 3, np.uint8), diameter="auto")
+    assert result.count == 0
+
+
+def test_what_auto_needs_is_said() -> None:
+    model = segmenter()
+    model.meta["training"] = {}
+    with pytest.raises(ConfigError, match="does not record the diameter"):
+        model.segment(field(20), diameter="auto")
+    meta = {"crop_size": 64, "objective": {"kind": "semantic"}, "training": {"diameter": 20}}
+    with pytest.raises(ConfigError, match="does not predict flows"):
+        Segmenter(nn.Identity(), meta, device="cpu").segment(field(20), diameter="auto")
+    with pytest.raises(ConfigError, match="diameter: must be a number or auto, got 'car'"):
+        SegmentOptions(diameter="car")  # type: ignore[arg-type]
+    assert (_diameter(None), _diameter("auto"), _diameter("12.5")) == (None, "auto", 12.5)
+    with pytest.raises(ConfigError, match="diameter: must be a number or auto, got 'large'"):
+        _diameter("large")
