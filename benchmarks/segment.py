@@ -1,32 +1,32 @@
 """Whole-image segmentation against the paper authors' procedure, with the same weights, window for window.
 
-    python benchmarks/segment.py [--model FOLDER] [--arch vit_small --input-size 512] [--size 520x704] [--images 2]
-        [--device cpu] [--repeats 2] [--json FILE]
-    python benchmarks/segment.py --memory 8192,16384 [--folder SCRATCH]
+    python benchmarks/segment.py [--model FOLDER] [--inputs FOLDER] [--arch vit_small --input-size 512] [--size 520x704]
+        [--images 2] [--device cpu] [--repeats 2] [--peer PYTHON] [--json FILE]
 
 Theirs: windows every 256 px, clamped to the image and not made unique (9 forwards on 520 x 704, of which 4 are
-different), one at a time, float32, plain averaging; then the same decoder as ours, so that only the procedure
-differs. Ours: `Segmenter` (unique windows, taper, bfloat16 where the CPU or GPU has it). Both read a TIFF and write
-labels. Without --model the weights are random: the network runs for its cost and its maps are then replaced by the
-exact targets of the generated cells, so that decoding meets a realistic number of cells. Prints seconds an image by
-part and the agreement of the labels (MMA; with replaced maps it checks only tiling and stitching).
-ViT-S at 512 needs some minutes on two idle CPU cores.
+different), one at a time, float32, plain averaging, and Cellpose's decoding (--peer: the python of an environment with
+cellpose; without it our decoder stands in, which is faster). Ours: `Segmenter` (unique windows, taper, bfloat16 where
+the CPU or GPU has it) and our decoder. Both read a TIFF and write labels; each runs in a process of its own.
 
---memory prints the peak of resident memory (without file pages, which the system takes back) of `segment_large` on
-images of growing side with a network that costs nothing; each runs in a process of its own.
+Without --model the weights are random: the network runs for its cost and its maps are then replaced by the exact
+targets of the generated cells, so that decoding meets a realistic number of cells. --inputs takes real images instead
+(of at least --size; their middle is cut out), which needs --model. Prints seconds an image by part, images/s, peak
+memory and the agreement of the labels: their mean MMA, which with replaced maps checks tiling, stitching and decoding.
+ViT-S at 512 needs some minutes on two idle CPU cores. benchmarks/segment_memory.py measures large images.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import os
+import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dinocell.data.io import list_images, read_image, to_gray
 from dinocell.data.synthetic import make_image
 from dinocell.inference import Segmenter, SegmentOptions, load_model
 from dinocell.inference.outputs import save_result
-from dinocell.inference.planes import InputPlane, iter_planes, open_image
+from dinocell.inference.planes import iter_planes, loaded, open_image
 from dinocell.inference.tiling import evaluating
 from dinocell.metrics import maximum_matching_accuracy
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
 from dinocell.objectives import build_objective
+from dinocell.objectives.flows import FlowsObjective
 
+PEER = Path(__file__).parent / "peers" / "objectives_cellpose.py"
+PROCEDURES = ("theirs", "ours")
 THEIR_STRIDE = 256
 PARTS = ("read", "prepare", "network", "decode", "write")
 
@@ -70,54 +74,98 @@ class Replaced(nn.Module):
 
 
 def main() -> None:
-    """Parse the command line and print one of the two tables."""
+    """Parse the command line, run both procedures and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="")
+    parser.add_argument("--inputs", default="", help="folder or pattern of real images; needs --model")
     parser.add_argument("--arch", default="vit_small")
     parser.add_argument("--input-size", type=int, default=512)
     parser.add_argument("--size", default="520x704")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--peer", default="", help="python of an environment with cellpose")
     parser.add_argument("--json", default="")
-    parser.add_argument("--memory", default="")
-    parser.add_argument("--memory-of", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", default=tempfile.gettempdir())
+    parser.add_argument("--only", default="", choices=("", *PROCEDURES), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory_of:
-        print(peak_of_large(arguments.memory_of, Path(arguments.folder)))
+    if arguments.inputs and not arguments.model:
+        parser.error("--inputs needs --model: random weights find nothing")
+    if arguments.only:
+        measure(arguments)
         return
-    result = memory(arguments) if arguments.memory else compare(arguments)
+    result = compare(arguments)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds an image by part, ours and theirs, and how far the labels agree."""
-    height, width = map(int, arguments.size.split("x"))
-    ours = open_segmenter(arguments, "auto")
-    theirs = open_segmenter(arguments, "float32")
-    print(ours.describe())
-    result: dict[str, Any] = {"device": ours.describe(), "size": [height, width], "images": arguments.images}
+    result: dict[str, Any] = {"size": arguments.size, "images": arguments.images}
+    labels = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = []
-        for index in range(arguments.images):
-            image, labels = make_image(index, max(height, width), "phase")
-            files.append((Path(folder) / f"{index}.tif", labels[:height, :width]))
-            tifffile.imwrite(files[-1][0], image[:height, :width])
-        runs = {"theirs": lambda file, truth: as_authors(theirs, file, truth), "ours": lambda f, t: as_here(ours, f, t)}
-        found = {name: best_of(run, files, arguments.repeats, Path(folder)) for name, run in runs.items()}
-    for name, (seconds, _, forwards) in found.items():
-        total = sum(seconds.values())
-        parts = "  ".join(f"{part} {seconds[part]:.3f}" for part in PARTS)
-        outside = 1 - (seconds["network"] / total)
-        print(f"{name:7s} {total:8.3f} s/image  {parts}  forwards {forwards:g}  outside the network {outside:.1%}")
-        result[name] = seconds | {"total": total, "forwards": forwards}
+        for name in PROCEDURES:
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", name, "--folder", folder]
+            subprocess.run(command, check=True)
+            result[name] = json.loads((Path(folder) / f"{name}.json").read_text("utf-8"))
+            with np.load(Path(folder) / f"{name}.npz") as found:
+                labels[name] = [found[key] for key in found.files]
+    for name in PROCEDURES:
+        row = result[name]
+        parts = "  ".join(f"{part} {row['seconds'][part]:.3f}" for part in PARTS)
+        print(
+            f"{name:7s} {row['total']:8.3f} s/image ({1 / row['total']:.2f} images/s)  {parts}  forwards "
+            f"{row['forwards']:g}  decoding and files {row['outside']:.1%}  peak {row['peak_mib']} MiB  {row['device']}"
+        )
     result["speedup"] = result["theirs"]["total"] / result["ours"]["total"]
-    pairs = zip(found["theirs"][1], found["ours"][1], strict=True)
+    pairs = zip(labels["theirs"], labels["ours"], strict=True)
     result["mma"] = float(np.mean([maximum_matching_accuracy(a, b) for a, b in pairs]))
     print(f"ours is {result['speedup']:.1f} times as fast; MMA of the two labels {result['mma']:.4f}")
     return result
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """One procedure in this process: its figures and labels as files."""
+    name, out = arguments.only, Path(arguments.folder)
+    segmenter = open_segmenter(arguments, "float32" if name == "theirs" else "auto")
+    files = pictures(arguments, out)
+    run: Callable[[Path, NDArray[Any]], Timed] = (
+        partial(as_authors, segmenter, arguments.peer) if name == "theirs" else partial(as_here, segmenter)
+    )
+    seconds, labels, forwards = best_of(run, files, arguments.repeats, out)
+    total = sum(seconds.values())
+    row = {
+        "device": segmenter.describe(),
+        "seconds": seconds,
+        "total": total,
+        "forwards": forwards,
+        "outside": (seconds["read"] + seconds["decode"] + seconds["write"]) / total,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    (out / f"{name}.json").write_text(json.dumps(row), encoding="utf-8")
+    np.savez(out / f"{name}.npz", *labels)
+
+
+def pictures(arguments: argparse.Namespace, folder: Path) -> list[tuple[Path, NDArray[Any]]]:
+    """TIFF files of the size asked for, and the labels of the generated ones (zeros for real images)."""
+    height, width = map(int, arguments.size.split("x"))
+    made: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    if arguments.inputs:
+        for path in list_images([arguments.inputs])[: arguments.images]:
+            gray = to_gray(read_image(path))
+            y, x = (gray.shape[0] - height) // 2, (gray.shape[1] - width) // 2
+            if min(y, x) < 0:
+                raise SystemExit(f"{path}: {gray.shape[0]} x {gray.shape[1]} px, smaller than --size {arguments.size}")
+            made.append((gray[y : y + height, x : x + width], np.zeros((height, width), np.int32)))
+    else:
+        for index in range(arguments.images):
+            image, labels = make_image(index, max(height, width), "phase")
+            made.append((image[:height, :width], labels[:height, :width]))
+    files = []
+    for index, (image, labels) in enumerate(made):
+        files.append((folder / f"{index}.tif", labels))
+        tifffile.imwrite(files[-1][0], image)
+    return files
 
 
 def open_segmenter(arguments: argparse.Namespace, precision: Any) -> Segmenter:
@@ -175,14 +223,14 @@ def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
     options, seconds = SegmentOptions(), {}
     tiles = windows((truth.shape[0], truth.shape[1]), segmenter.window, segmenter.overlap)
     arm(segmenter, truth, [(at.y, at.x) for at in tiles])
-    plane, seconds["read"] = clock(lambda: next(iter_planes(open_image(file))))
+    plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
     job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
     [(_, maps)], seconds["network"] = clock(lambda: list(segmenter.predict([job])))
     result, seconds["decode"] = clock(lambda: segmenter.finish(job, maps, options))
     return seconds, result.labels, len(tiles), lambda out: save_result(result, out, file.stem, ("labels",)) and None
 
 
-def as_authors(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
+def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any]) -> Timed:
     """One image as the authors' code does it: every clamped window, one by one, float32, averaged."""
     options, seconds = SegmentOptions(), {}
     window = segmenter.window
@@ -192,7 +240,7 @@ def as_authors(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
         for x in range(0, truth.shape[1], THEIR_STRIDE)
     ]
     arm(segmenter, truth, corners)
-    plane, seconds["read"] = clock(lambda: next(iter_planes(open_image(file))))
+    plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
     job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
     z = torch.from_numpy(job.z).to(segmenter.device)
 
@@ -209,54 +257,28 @@ def as_authors(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
 
     maps, seconds["network"] = clock(network)
     result, seconds["decode"] = clock(lambda: segmenter.finish(job, maps, options))
+    if peer:
+        found, seconds["decode"] = decode_by_cellpose(segmenter, peer, maps)
+        result = dataclasses.replace(result, labels=found)
     return seconds, result.labels, len(corners), lambda out: save_result(result, out, file.stem, ("labels",)) and None
 
 
-def memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident memory by side of the image."""
-    result = {}
-    for side in map(int, arguments.memory.split(",")):
-        command = [sys.executable, __file__, "--memory-of", str(side), "--folder", arguments.folder]
-        start = time.perf_counter()
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        result[str(side)] = int(output.split()[-1])
-        print(f"{side} x {side}: {result[str(side)]} MiB, {time.perf_counter() - start:.0f} s", flush=True)
-    return result
-
-
-class Waves(nn.Module):
-    """Costs nothing: cells on a fixed lattice of each window, whatever the picture."""
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        side = torch.arange(z.shape[-1])
-        wave = torch.cos(2 * torch.pi * side / 32)
-        return (8 * (wave[:, None] + wave[None, :]) - 8).expand(len(z), 1, -1, -1)
-
-
-def peak_of_large(side: int, folder: Path) -> int:
-    """Peak MiB of anonymous resident memory while a memory-mapped image of side² pixels is segmented and written."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        image = np.memmap(file, np.uint8, "w+", shape=(side, side))
-    for top in range(0, side, 1024):
-        image[top : top + 1024] = np.random.default_rng(top).integers(0, 255, (min(1024, side - top), side))
-    meta = {"crop_size": 512, "objective": {"kind": "semantic"}}
-    segmenter = Segmenter(Waves(), meta, device="cpu", precision="float32")
-    plane = InputPlane(name="", gray=image, display=image, channels={"gray": image})
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            status = Path(f"/proc/{os.getpid()}/status").read_text()
-            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) // 1024)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    result = segmenter.segment_large(plane, SegmentOptions(), folder)
-    with tempfile.TemporaryDirectory(dir=folder) as out:
-        save_result(result, Path(out), "large", ("labels", "csv"))
-    done.set()
-    watcher.join()
-    return peak[0]
+def decode_by_cellpose(segmenter: Segmenter, peer: str, maps: NDArray[np.float32]) -> tuple[NDArray[Any], float]:
+    """Labels and seconds of Cellpose's own decoding, without the start of its process."""
+    objective = build_objective(segmenter.objective)
+    assert isinstance(objective, FlowsObjective), "Cellpose decodes flows"
+    flows, probability = objective.split(maps)
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        shifted = probability + np.float32(0.5 - segmenter.objective.threshold)  # Cellpose's script compares with 0.5
+        labels = np.zeros(probability.shape, np.int32)
+        labels[:2, :2] = 1  # the script also times the targets of `labels`
+        np.savez(given, labels=labels, flows=flows, probability=shifted)
+        command = [peer, "-W", "ignore", str(PEER), str(given), str(result), "--threads", str(torch.get_num_threads())]
+        command += ["--flow-threshold", str(segmenter.objective.flow_error)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        with np.load(result) as found:
+            return found["masks"].astype(np.int32), float(found["decode_seconds"])
 
 
 if __name__ == "__main__":

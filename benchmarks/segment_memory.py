@@ -115,6 +115,7 @@ def measure(file: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     meta = {"crop_size": 512, "overlap": 128, "objective": {"kind": "flows", "flow_error": 0.0}}
     segmenter = Segmenter(Uphill(), meta, device="cpu", precision="float32")
+    segmenter.large_pixels = 0  # 8,000² would still fit into memory
     anonymous, peak, done = [0], [0], threading.Event()
 
     def watch() -> None:
