@@ -18,6 +18,7 @@ from peer import Arguments, Picture, finish, mean_score, parse, pictures
 
 BATCH = 8  # Cellpose's
 MIN_EPOCHS = 30  # it warms up over 10 epochs: where fewer than 30 fit, an epoch takes fewer images
+MIN_STEPS = 12  # below this it would not leave the warm-up
 MAX_VAL = 8
 GRID = tuple(itertools.product((-1.0, 0.0, 1.0), (0.4, 0.0)))  # cell probability (a logit), flow threshold (0 = off)
 
@@ -77,8 +78,8 @@ def train(model: Any, arguments: Arguments) -> tuple[int, float]:
     timed = time.perf_counter()
     train_seg(model.net, n_epochs=1, nimg_per_epoch=2 * BATCH, **settings)
     batch = (time.perf_counter() - timed) / 2
-    batches = max(int((arguments.seconds - (time.perf_counter() - start)) / batch), MIN_EPOCHS)
-    per_epoch = min(-(-len(images) // BATCH), batches // MIN_EPOCHS)
+    batches = max(int((arguments.seconds - (time.perf_counter() - start)) / batch), MIN_STEPS)
+    per_epoch = min(-(-len(images) // BATCH), max(batches // MIN_EPOCHS, 1))
     epochs = batches // per_epoch
     train_seg(model.net, n_epochs=epochs, nimg_per_epoch=min(per_epoch * BATCH, len(images)), **settings)
     return epochs, time.perf_counter() - start

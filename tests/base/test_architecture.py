@@ -13,9 +13,9 @@ import pytest
 SCRIPTS = ("ssl", "finetune", "data_curation", "slurm")
 # module or package → what none of its files may import
 FORBIDDEN = {
-    "pretrain": ("dinocell.finetune", "dinocell.inference"),
-    "finetune": ("dinocell.pretrain",),
-    "inference": ("dinocell.pretrain", "dinocell.finetune"),
+    "pretrain": ("dinocell.finetune", "dinocell.inference", "dinocell.adapt"),
+    "finetune": ("dinocell.pretrain", "dinocell.adapt"),
+    "inference": ("dinocell.pretrain", "dinocell.finetune", "dinocell.adapt"),
     "napari": ("dinocell.pretrain", "dinocell.finetune"),
     "metrics": ("torch", "dinocell.pretrain", "dinocell.finetune", "dinocell.models"),
     "curation": ("torch",),
