@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ source: predictions of the model that is adapted, not annotations
 def write_pseudo_labels(model: Segmenter, crops: Path, out: Path, seed: int) -> int:
     """Segment up to `LIMIT` curated crops into out/{train,val}/{images,masks,ignore}; returns the cells found.
 
-    A tenth of the crops, and four where there are eight, go to val. A second call does nothing.
+    A tenth of the crops, and four where there are eight, go to val: whole source images, where there are several. A
+    second call does nothing.
 
     Raises:
         DataError: fewer than two crops, or the model finds no cell in any of them.
@@ -40,9 +40,8 @@ def write_pseudo_labels(model: Segmenter, crops: Path, out: Path, seed: int) -> 
     done = out / "complete.json"
     if done.is_file():
         return int(json.loads(done.read_text(encoding="utf-8"))["cells"])
-    files = chosen_crops(crops, seed)
+    files, held = chosen_crops(crops, seed)
     cells = {"train": 0, "val": 0}
-    held = max(len(files) // 10, min(4, len(files) // 2))
     for number, path in enumerate(log.progress(files, "the model's own labels", total=len(files), unit="crops")):
         split = "val" if number < held else "train"
         gray = to_gray(read_image(path))
@@ -61,14 +60,23 @@ def write_pseudo_labels(model: Segmenter, crops: Path, out: Path, seed: int) -> 
     return sum(cells.values())
 
 
-def chosen_crops(crops: Path, seed: int) -> list[Path]:
-    """Up to `LIMIT` of the crops that curation kept, in random order by seed."""
+def chosen_crops(crops: Path, seed: int) -> tuple[list[Path], int]:
+    """Up to `LIMIT` of the crops that curation kept, in random order by seed, and how many of the first are for val.
+
+    Crops of one source image follow each other, so that val ends between two sources (unless there is only one).
+    """
     with (crops / "manifest.csv").open(encoding="utf-8", newline="") as file:
-        kept = sorted(row["crop"] for row in csv.DictReader(file) if row["status"] == "kept")
-    if len(kept) < 2:
-        raise DataError(f"{crops}: curation kept {len(kept)} crops; the reasons are in rejected.csv; give more images")
-    order: Sequence[int] = np.random.default_rng(seed).permutation(len(kept))[:LIMIT].tolist()
-    return [crops / kept[index] for index in order]
+        rows = sorted((row["crop"], row["source"]) for row in csv.DictReader(file) if row["status"] == "kept")
+    if len(rows) < 2:
+        raise DataError(f"{crops}: curation kept {len(rows)} crops; the reasons are in rejected.csv; give more images")
+    rng = np.random.default_rng(seed)
+    rows = [rows[index] for index in rng.permutation(len(rows))[:LIMIT]]
+    sources = list(dict.fromkeys(source for _, source in rows))
+    rows.sort(key=lambda row: sources.index(row[1]))
+    held = wanted = max(len(rows) // 10, min(4, len(rows) // 2))
+    while held < len(rows) and rows[held][1] == rows[held - 1][1]:
+        held += 1
+    return [crops / crop for crop, _ in rows], held if held < len(rows) else wanted
 
 
 def unsure_pixels(result: SegmentationResult) -> NDArray[np.uint8]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dinocell import checkpoint, curation, finetune, inference, log, models, pretrain
 from dinocell.adapt.align import adapted_model
 from dinocell.adapt.config import AdaptConfig
@@ -243,7 +245,8 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
             alone = judge_control(scores["original"], scores["control"])
             verdict = replace(alone, sentences=(*_nothing_learnt(probes), *alone.sentences))
         return Judgement(verdict=verdict, scores=scores, stability={}, images=[item.image for item in items])
-    paths = sorted((out / "pseudo" / "val" / "images").iterdir())[: config.check_images]
+    paths = sorted((out / "pseudo" / "val" / "images").iterdir())
+    paths = [paths[int(index)] for index in np.linspace(0, len(paths) - 1, min(len(paths), config.check_images))]
     images = read_gray_images(paths)
     before = [segmenters["original"].segment(image).labels for image in images]
     steadiness = {name: stability(model, images, before) for name, model in segmenters.items()}

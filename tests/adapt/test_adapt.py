@@ -9,7 +9,7 @@ import torch
 
 from dinocell import adapt
 from dinocell.adapt import cli
-from dinocell.adapt.pseudo import unsure_pixels
+from dinocell.adapt.pseudo import chosen_crops, unsure_pixels
 from dinocell.checkpoint import EXIT_STOPPED, StopSignal
 from dinocell.data.io import read_image, read_labels
 from dinocell.errors import ConfigError, DataError
@@ -102,6 +102,20 @@ def test_the_crops_carry_the_labels_that_the_model_itself_gives(adapted: Path, m
         ignored = read_image(adapted / "pseudo" / "train" / "ignore" / path.name).array
         np.testing.assert_array_equal(ignored, unsure_pixels(found))
         assert not (ignored.astype(bool) & (found.labels > 0)).any()
+
+
+def test_val_crops_are_of_other_images_than_those_of_train(tmp_path: Path) -> None:
+    lines = ["crop,source,status", *(f"crops/{s}_{n}.png,{s}.tif,kept" for s in "abcde" for n in range(6))]
+    (tmp_path / "manifest.csv").write_text("\n".join([*lines, "crops/f_0.png,f.tif,blurred"]) + "\n")
+    files, held = chosen_crops(tmp_path, seed=0)
+    assert len(files) == 30
+    val, train = ({path.name[0] for path in part} for part in (files[:held], files[held:]))
+    assert (len(val), held) == (1, 6)
+    assert val | train == set("abcde")
+    assert not val & train
+    one = ["crop,source,status", *(f"crops/{n}.png,a.tif,kept" for n in range(8))]
+    (tmp_path / "manifest.csv").write_text("\n".join(one) + "\n")
+    assert [len(chosen_crops(tmp_path, seed=0)[0]), chosen_crops(tmp_path, seed=0)[1]] == [8, 4]
 
 
 def test_the_folder_holds_a_model_to_use_and_a_page_that_says_why(adapted: Path, unlabelled: Path) -> None:
