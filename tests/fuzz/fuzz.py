@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import os
 import resource
 import select
 import subprocess
@@ -27,6 +28,10 @@ from typing import Any
 HERE = Path(__file__).parent
 SECONDS = {"segment": 60, "curate": 60}
 DEFAULT_SECONDS = 20
+"""CPU time a case may take."""
+PATIENCE = 20
+"""Times the CPU time that a case may take by the clock."""
+STARTUP = 120
 MORE_MEMORY = 3 * 2**30
 """Address space that a worker may take on top of what it has before the first case."""
 GROWTH = 2**30
@@ -83,7 +88,7 @@ def work(arguments: argparse.Namespace) -> int:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         name, number = line.split()
-        faulthandler.dump_traceback_later(0.9 * SECONDS.get(name, DEFAULT_SECONDS))
+        faulthandler.dump_traceback_later(3 * SECONDS.get(name, DEFAULT_SECONDS))
         print(json.dumps(outcome(bench, name, int(number))), file=answers, flush=True)
         faulthandler.cancel_dump_traceback_later()
     return 0
@@ -115,15 +120,26 @@ class Worker:
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )
-        if self.answer(900) is None:
+        if self.answer(STARTUP) is None:
             raise SystemExit(f"the worker does not start: {self.last_words()}")
 
     def answer(self, seconds: float) -> dict[str, Any] | None:
-        """The next outcome; None when the worker died or took too long."""
+        """The next outcome; None when the worker died, or took more CPU time, or far more time, than allowed."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        line = self.process.stdout.readline() if ready else ""
-        return json.loads(line) if line else None
+        used, started = self.cpu_seconds(), time.monotonic()
+        while time.monotonic() - started < PATIENCE * seconds and self.cpu_seconds() - used < seconds:
+            if select.select([self.process.stdout], [], [], 0.5)[0]:
+                line = self.process.stdout.readline()
+                return json.loads(line) if line else None
+        return None
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the worker so far: a busy machine is no hang."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def run(self, name: str, number: int) -> dict[str, Any]:
         assert self.process.stdin is not None
