@@ -3,8 +3,8 @@
     python benchmarks/segment.py [--model FOLDER] [--inputs FOLDER] [--arch vit_small --input-size 512] [--size 520x704]
         [--images 2] [--device cpu] [--repeats 2] [--peer PYTHON] [--json FILE]
 
-Theirs: windows every 256 px, clamped to the image and not made unique (9 forwards on 520 x 704, of which 4 are
-different), one at a time, float32, plain averaging, and Cellpose's decoding (--peer: the python of an environment with
+Theirs: windows every half window (256 px), clamped to the image, duplicates and all (9 forwards on 520 x 704, of which
+4 differ), one at a time, float32, plain averaging, and Cellpose's decoding (--peer: the python of an environment with
 cellpose; without it our decoder stands in, which is faster). Ours: `Segmenter` (unique windows, taper, bfloat16 where
 the CPU or GPU has it) and our decoder. Both read a TIFF and write labels; each runs in a process of its own.
 
@@ -49,7 +49,6 @@ from dinocell.objectives.flows import FlowsObjective
 
 PEER = Path(__file__).parent / "peers" / "objectives_cellpose.py"
 PROCEDURES = ("theirs", "ours")
-THEIR_STRIDE = 256
 PARTS = ("read", "prepare", "network", "decode", "write")
 
 
@@ -236,8 +235,8 @@ def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any])
     window = segmenter.window
     corners = [
         (min(y, truth.shape[0] - window), min(x, truth.shape[1] - window))
-        for y in range(0, truth.shape[0], THEIR_STRIDE)
-        for x in range(0, truth.shape[1], THEIR_STRIDE)
+        for y in range(0, truth.shape[0], window // 2)
+        for x in range(0, truth.shape[1], window // 2)
     ]
     arm(segmenter, truth, corners)
     plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))

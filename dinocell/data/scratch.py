@@ -49,3 +49,13 @@ def release(array: npt.NDArray[Any]) -> None:
 def band_rows(array_shape: tuple[int, ...], itemsize: int) -> int:
     """Rows of a plane (H, W, …) that make up about `BAND_BYTES`."""
     return max(1, BAND_BYTES // max(1, math.prod(array_shape[1:]) * itemsize))
+
+
+def highest(labels: npt.NDArray[Any]) -> int:
+    """Largest value of an image (H, W) of numbers from 0 on; 0 when empty. File-backed pages are given back."""
+    step = band_rows(labels.shape, labels.dtype.itemsize)
+    found = 0
+    for top in range(0, len(labels), step):
+        found = max(found, int(labels[top : top + step].max(initial=0)))
+        release(labels)
+    return found

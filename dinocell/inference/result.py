@@ -10,8 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
+from dinocell.data.scratch import highest, release
 from dinocell.errors import ConfigError
 from dinocell.inference.planes import InputPlane
+from dinocell.inference.resample import ScaledMaps
 from dinocell.inference.table import cell_table
 from dinocell.objectives import Objective
 from dinocell.objectives.flows import FlowsObjective
@@ -44,7 +46,7 @@ class SegmentationResult:
     @property
     def count(self) -> int:
         """Number of cells."""
-        return int(self.labels.max(initial=0))
+        return highest(self.labels)
 
     @property
     def flows(self) -> Float32:
@@ -83,12 +85,14 @@ class SegmentationResult:
 class _Probability:
     """`cell_probability` of the rows asked for, so that measuring a large image never holds all of it."""
 
-    def __init__(self, maps: Float32, objective: Objective) -> None:
+    def __init__(self, maps: Float32 | ScaledMaps, objective: Objective) -> None:
         self._maps, self._objective = maps, objective
         self.shape: tuple[int, ...] = maps.shape[1:]
 
     def __getitem__(self, rows: slice) -> Float32:
-        return cell_probability(self._maps[:, rows], self._objective)
+        found = cell_probability(self._maps[:, rows], self._objective)
+        self._maps.drop() if isinstance(self._maps, ScaledMaps) else release(self._maps)
+        return found
 
 
 def cell_probability(maps: Float32, objective: Objective) -> Float32:

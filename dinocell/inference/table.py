@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dinocell.data.scratch import release
+from dinocell.data.scratch import highest, release
 
 BAND_PIXELS = 2**23
 MIN_ROWS = 16
@@ -73,7 +73,7 @@ def cell_table(
 
 def _numbers(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The labels present, ascending, without 0; and the first row of the last band that each of 0, … n is seen in."""
-    last = np.full(int(labels.max(initial=0)) + 1, -1)
+    last = np.full(highest(labels) + 1, -1)
     step = _band_rows(labels)
     for top in range(0, labels.shape[0], step):
         last[np.asarray(labels[top : top + step]).ravel()] = top
