@@ -163,7 +163,7 @@ def segment(
     batch_size: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by device.")] = None,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
     diameter: Annotated[
-        str | None, typer.Option(help="Typical cell diameter, px, or auto; scales to the model's.")
+        str | None, typer.Option(help="Typical cell diameter, px; auto: estimated; own: keep the image's scale.")
     ] = None,
     pixel_size: Annotated[float | None, typer.Option(help="Pixel size, µm; overrides the files'.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability above which a pixel is a cell's.")] = None,
@@ -253,12 +253,12 @@ def save_formats(text: str) -> tuple[str, ...]:
 
 
 def _diameter(text: str | None) -> float | str | None:
-    if text is None or text == "auto":
+    if text is None or text in ("auto", "own"):
         return text
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"diameter: must be a number or auto, got {text!r}") from None
+        raise ConfigError(f"diameter: must be a number, auto or own, got {text!r}") from None
 
 
 def _named(text: str) -> tuple[str, Path]:

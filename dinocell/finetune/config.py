@@ -33,7 +33,7 @@ class DataConfig:
     max_diameter: float = field(
         0.0,
         "images whose median cell is larger are shrunk to this before anything else, so that a crop holds whole cells; "
-        "segment such images with --diameter; 0 = never",
+        "the model then estimates each image's scale when it segments; 0 = never",
         unit="px",
     )
     label_pieces: bool = field(False, "number the separate pieces of each mask: for masks that are 0 and 255 only")

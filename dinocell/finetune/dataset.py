@@ -46,6 +46,7 @@ class PreparedImage:
         boxes: int64 (n, 4), y0, x0, y1, x1 of each cell, ends exclusive.
         truth: int32 labels at the file's own size.
         unlabelled_weight: weight of background pixels in the loss.
+        shrunk: side over that in the file, where large cells made the image smaller (data.max_diameter); else 1.
     """
 
     image: NDArray[np.float32]
@@ -54,6 +55,7 @@ class PreparedImage:
     boxes: NDArray[np.int64]
     truth: NDArray[np.int32]
     unlabelled_weight: float
+    shrunk: float = 1.0
 
     @property
     def nbytes(self) -> int:
@@ -106,9 +108,11 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
     if item.ignore is not None:
         ignore = read_labels(item.ignore) != 0
         _same_size(item, gray.shape, ignore.shape, "ignore mask", item.ignore)
-    size, fit = config.crop_size, config.fit
+    size, fit, shrunk = config.crop_size, config.fit, 1.0
     if fit == "tile":
-        z = resize_image(preprocess(gray, config.preprocess), reduced_size(truth, config.data.max_diameter))
+        reduced = reduced_size(truth, config.data.max_diameter)
+        shrunk = float(np.sqrt(reduced[0] * reduced[1] / truth.size))
+        z = resize_image(preprocess(gray, config.preprocess), reduced)
         image = np.ascontiguousarray(scale_to_cover(z, size))
         labels = resize_labels(truth, _shape2(image))
         ignore = None if ignore is None else resize_labels(ignore, _shape2(image))
@@ -124,6 +128,7 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
         boxes=cell_boxes(labels),
         truth=truth,
         unlabelled_weight=background,
+        shrunk=shrunk,
     )
 
 

@@ -87,6 +87,8 @@ def write_model_folder(
         "objective": dataclasses.asdict(decoding),
         "overlap": config.overlap,
         "fit": config.fit,
+        # Trained on images brought to one size of cells, a model wants to be shown such images.
+        "rescale": "auto" if config.data.max_diameter and config.objective.kind == "flows" else "own",
         "training": {
             "step": step,
             "diameter": origin.diameter,

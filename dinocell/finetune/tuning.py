@@ -124,7 +124,8 @@ def tune(
         predicted = validator.maps(model, index, device, dtype)
         if predicted is not None:
             prepared, maps = predicted
-            rows.append((validator.dataset(index), score_settings(maps, prepared.truth, settings, metric)))
+            here = [setting.seen_at(prepared.shrunk) for setting in settings]
+            rows.append((validator.dataset(index), score_settings(maps, prepared.truth, here, metric)))
     table = [row for part in distributed.gather_objects(rows) for row in part]
     if not table:
         return None

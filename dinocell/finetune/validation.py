@@ -187,7 +187,7 @@ class Validator:
         if predicted is None:
             return None
         prepared, maps = predicted
-        labels = decode(self._objective, maps)
+        labels = decode(build_objective(self.decoding.seen_at(prepared.shrunk)), maps)
         item = self._store.items[index]
         return ImageResult(
             index=index,

@@ -21,12 +21,15 @@ class SegmentOptions:
     axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
     channel: Channel | None = field(None, "channel to segment, index from 0 or name; default: all, combined to gray")
     z: Depth | None = field(None, "Z stacks as one plane: best, max, mean or a number from 0; default: each depth")
-    diameter: float | Literal["auto"] | None = field(
-        None, "typical cell diameter in the image, or auto to estimate it; rescales to the model's own", "px"
+    diameter: float | Literal["auto", "own"] | None = field(
+        None,
+        "typical cell diameter in the image; rescales to the model's own; auto estimates it, own keeps the image's "
+        "scale; default: as the model says (auto for those trained on rescaled images)",
+        "px",
     )
     pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
     threshold: float | None = field(None, "probability above which a pixel belongs to a cell")
-    min_size: int | None = field(None, "smallest cell kept", "px")
+    min_size: int | None = field(None, "smallest cell kept; default: the model's, at the scale it sees", "px")
     max_size_fraction: float | None = field(None, "largest cell kept, as part of the image")
     embeddings: bool = field(False, "also the mean patch token of each cell; the backbone runs once more")
     flow_error: float | None = field(None, "largest mean squared flow error of a cell; 0 = no check")
@@ -34,17 +37,18 @@ class SegmentOptions:
     def __post_init__(self) -> None:
         for name in ("diameter", "pixel_size"):
             value = getattr(self, name)
-            if isinstance(value, str) and (name, value) != ("diameter", "auto"):
-                raise ConfigError(f"{name}: must be a number{' or auto' if name == 'diameter' else ''}, got {value!r}")
-            if value is not None and value != "auto" and not 0 < value < math.inf:
+            words = ("auto", "own") if name == "diameter" else ()
+            if isinstance(value, str) and value not in words:
+                raise ConfigError(f"{name}: must be a number{', auto or own' if words else ''}, got {value!r}")
+            if isinstance(value, (int, float)) and not 0 < value < math.inf:
                 raise ConfigError(f"{name}: must be above 0, got {value}")
         check_depth(self.z)
 
-    def decoding(self, objective: ObjectiveConfig) -> ObjectiveConfig:
-        """The model's objective with the thresholds that the user changed."""
+    def decoding(self, objective: ObjectiveConfig, scale: float = 1.0) -> ObjectiveConfig:
+        """The model's objective with the thresholds that the user changed, for an image that it sees at `scale`."""
         names = ("threshold", "min_size", "max_size_fraction", "flow_error")
         changed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(objective, **changed)
+        return dataclasses.replace(objective.seen_at(scale), **changed)
 
 
 def merge_options(options: SegmentOptions | None, changes: Mapping[str, Any]) -> SegmentOptions:

@@ -154,7 +154,7 @@ class Segmenter:
 
     def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
         """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
-        scale = 1.0 if options.diameter == "auto" else self._scale(options)
+        scale = 1.0 if self._estimates(options) else self._scale(options)
         pixels = math.prod(plane.size)
         return (
             self.fit == "tile"
@@ -180,7 +180,7 @@ class Segmenter:
             self.model,
             plane,
             picture,
-            options.decoding(self.objective),
+            options.decoding(self.objective, scale),
             window=self.window,
             overlap=self.overlap,
             batch_size=self.batch_size,
@@ -216,7 +216,7 @@ class Segmenter:
             z = cv2.resize(z, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         z = fit_plane(np.asarray(z, np.float32), self.window, self.fit)
         kept = z if options.embeddings else None
-        return Job(plane=plane, size=plane.size, z=z, invalid=invalid, notes=notes, kept=kept)
+        return Job(plane=plane, size=plane.size, z=z, invalid=invalid, notes=notes, kept=kept, scale=scale)
 
     def _sized(self, plane: InputPlane, options: SegmentOptions) -> InputPlane:
         """The plane with the pixel size that the user gave, if any."""
@@ -224,12 +224,18 @@ class Segmenter:
 
     def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[str]]:
         """Factor from a picture's pixels to the model's, and what the user should know about it."""
-        if options.diameter != "auto":
+        if not self._estimates(options):
             scale = self._scale(options)
             said = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
             return scale, [said] if scale != 1 else []
         found = self.estimate_diameter(picture, options)
         return found.scale, [str(found)]
+
+    def _estimates(self, options: SegmentOptions) -> bool:
+        """Whether the scale is to be estimated: asked for, or usual for this model and nothing else said."""
+        if options.diameter is None and self.meta.get("rescale") == "auto":
+            return options.pixel_size is None or not (self.meta.get("training") or {}).get("pixel_size")
+        return options.diameter == "auto"
 
     def estimate_diameter(self, picture: Picture, options: SegmentOptions | None = None) -> Estimate:
         """The typical diameter of the cells in a preprocessed picture, found with the model itself.
@@ -256,6 +262,8 @@ class Segmenter:
     def _scale(self, options: SegmentOptions) -> float:
         """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
         training = self.meta.get("training") or {}
+        if options.diameter == "own":
+            return 1.0
         if options.diameter is not None:
             assert options.diameter != "auto"
             ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
@@ -305,7 +313,7 @@ class Segmenter:
 
     def finish(self, job: Job, maps: Float32 | None, options: SegmentOptions) -> SegmentationResult:
         """Decode the maps at the input's size; thread-safe."""
-        objective = build_objective(options.decoding(self.objective))
+        objective = build_objective(options.decoding(self.objective, job.scale))
         if maps is None:
             labels: NDArray[Any] = np.zeros(job.size, np.uint16)
         else:
@@ -354,7 +362,10 @@ class Segmenter:
 
 @dataclasses.dataclass(kw_only=True)
 class Job:
-    """A preprocessed plane: z (h, w) at the model's scale, None where there is nothing to predict; the caller's tag."""
+    """A preprocessed plane: z (h, w) at the model's scale, None where there is nothing to predict; the caller's tag.
+
+    `scale` is what the user or the estimate asked for, without the enlarging of small images to a window.
+    """
 
     plane: InputPlane
     size: tuple[int, int]
@@ -362,6 +373,7 @@ class Job:
     invalid: NDArray[np.bool_] | None
     notes: list[str]
     kept: Float32 | None = None
+    scale: float = 1.0
     tag: Any = None
 
 

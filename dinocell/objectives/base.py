@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -98,6 +98,10 @@ class ObjectiveConfig:
                 f"objective.mask_threshold: must be below marker_threshold {self.marker_threshold}, "
                 f"got {self.mask_threshold}"
             )
+
+    def seen_at(self, scale: float) -> ObjectiveConfig:
+        """For maps of an image that the network saw `scale` times as large: `min_size` is in pixels that it saw."""
+        return self if scale == 1 else replace(self, min_size=round(self.min_size / scale**2))
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:

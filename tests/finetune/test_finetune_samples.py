@@ -214,9 +214,9 @@ def test_images_of_large_cells_are_shrunk_to_the_largest_diameter(tmp_path):
     assert image.image.shape == image.labels.shape == (67, 100)  # a third: 120 px become 40
     areas = np.bincount(image.labels.ravel())[1:]
     assert 2 * np.sqrt(areas / np.pi) == pytest.approx([40, 40], rel=0.02)
-    assert image.truth.shape == (200, 300)
+    assert image.truth.shape == (200, 300) and image.shrunk == pytest.approx(1 / 3, rel=0.01)
     small = prepare(item, config(data={"max_diameter": 130}), 1.0)
-    assert small.image.shape == (200, 300)  # never enlarged
+    assert small.image.shape == (200, 300) and small.shrunk == 1  # never enlarged
 
 
 def test_diameters_are_refused_where_labels_are_classes():

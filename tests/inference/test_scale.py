@@ -1,5 +1,6 @@
 """`diameter=auto` finds the size of the cells with a network that knows one size, and says when it does not."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,29 @@ def test_auto_end_to_end(large: bool, capsys: pytest.CaptureFixture[str]) -> Non
     assert "diameter auto: 5" in capsys.readouterr().err or any("diameter auto" in note for note in found.notes)
 
 
+def test_models_of_rescaled_images_estimate_unless_told_otherwise() -> None:
+    image, model = field(50, 400), segmenter()
+    model.meta["rescale"] = "auto"
+    asked = model.segment(image, diameter="auto").labels
+    assert np.array_equal(model.segment(image).labels, asked)
+    assert np.array_equal(model.segment(image, pixel_size=0.5).labels, asked)  # for areas in µm² only
+    own = model.segment(image, diameter="own").labels
+    assert not np.array_equal(own, asked)
+    model.meta["rescale"] = "own"
+    assert np.array_equal(model.segment(image).labels, own)
+
+
+def test_smallest_cell_is_measured_where_the_model_sees_it() -> None:
+    """A cell of 50 px has 1963 px; shown to the model as one of 20 px, 314."""
+    image, model = field(50, 400), segmenter()
+    counts = {}
+    for least in (250, 400):
+        model.objective = dataclasses.replace(model.objective, min_size=least)
+        counts[least] = model.segment(image, diameter=50).count
+    assert counts[250] > 9 and counts[400] == 0
+    assert model.segment(image, diameter=50, min_size=400).count > 9  # the user's is in the image's pixels
+
+
 def test_streamed_pictures_give_the_same_estimate() -> None:
     config, image = PreprocessConfig(clahe=False), field(33)
     pictures = (WholePicture(preprocess(image, config)), StreamedInput(image, config))
@@ -116,8 +140,8 @@ def test_what_auto_needs_is_said() -> None:
     meta = {"crop_size": 64, "objective": {"kind": "semantic"}, "training": {"diameter": 20}}
     with pytest.raises(ConfigError, match="does not predict flows"):
         Segmenter(nn.Identity(), meta, device="cpu").segment(field(20), diameter="auto")
-    with pytest.raises(ConfigError, match="diameter: must be a number or auto, got 'car'"):
+    with pytest.raises(ConfigError, match="diameter: must be a number, auto or own, got 'car'"):
         SegmentOptions(diameter="car")  # type: ignore[arg-type]
     assert (_diameter(None), _diameter("auto"), _diameter("12.5")) == (None, "auto", 12.5)
-    with pytest.raises(ConfigError, match="diameter: must be a number or auto, got 'large'"):
+    with pytest.raises(ConfigError, match="diameter: must be a number, auto or own, got 'large'"):
         _diameter("large")
