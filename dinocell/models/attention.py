@@ -65,11 +65,11 @@ def attend(qkv: Tensor, groups: Groups, backend: Backend) -> Tensor:
 
 def _attend_sdpa(qkv: Tensor, groups: Groups) -> Tensor:
     heads, head_dim = qkv.shape[2:]
-    trains_on_cpu = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.requires_grad
+    half_on_cpu = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
     outputs = []
     for part, (images, tokens) in zip(qkv.split([b * n for b, n in groups]), groups, strict=True):
         q, k, v = part.reshape(images, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)  # 3 × [B, heads, N, head_dim]
-        if trains_on_cpu:
+        if half_on_cpu:
             out: Tensor = cpu_attention(q, k, v)  # [B, N, heads, head_dim]
         else:
             out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # [B, N, heads, head_dim]

@@ -1,14 +1,15 @@
-"""Attention in bfloat16 on a CPU, with a backward pass of plain matrix products.
+"""Attention in bfloat16 on a CPU from plain matrix products, forwards and backwards.
 
-PyTorch's fused CPU kernel is sound forwards; backwards it runs at a fraction of the machine's bfloat16 matrix rate,
-worst for the short sequences of local crops. Here the backward pass recomputes the probabilities block by block and
-leaves the work to the matrix-product library. An operator of its own, so that torch.compile takes it as it is.
+PyTorch's fused CPU kernel runs at a fraction of the machine's bfloat16 matrix rate, worst for the short sequences of
+local crops (two cores with AVX512_BF16, forwards: 257 tokens 8.0 against 14.5 ms, 37 tokens 1.4 against 3.5 ms, 4,097
+tokens 121 against 174 ms; backwards by more). Here the probabilities are made block by block, in the backward pass
+anew, and the work is left to the matrix-product library. An operator of its own, so that torch.compile takes it as it
+is.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # Scores held at a time: 2 MB in bfloat16, which stays in a core's cache.
@@ -18,7 +19,21 @@ BLOCK_SCORES = 2**20
 @torch.library.custom_op("dinocell::cpu_attention", mutates_args=())
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √d) v: [B, heads, N, d] each → [B, N, heads, d], contiguous."""
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
+    batch, heads, tokens, width = q.shape
+    scaled, k, v = (t.reshape(batch * heads, tokens, width) for t in (q * width**-0.5, k, v))
+    out = torch.empty_like(scaled)
+    together, rows = _blocks(tokens)
+    for start in range(0, batch * heads, together):
+        part = slice(start, start + together)
+        for row in range(0, tokens, rows):
+            weights = torch.softmax(torch.bmm(scaled[part, row : row + rows], k[part].mT), -1)  # [·, rows, N]
+            out[part, row : row + rows] = torch.bmm(weights, v[part])
+    return out.view(batch, heads, tokens, width).transpose(1, 2).contiguous()
+
+
+def _blocks(tokens: int) -> tuple[int, int]:
+    """Heads and rows whose scores are held at a time."""
+    return max(1, BLOCK_SCORES // tokens**2), min(tokens, max(64, BLOCK_SCORES // tokens))
 
 
 @cpu_attention.register_fake
@@ -38,8 +53,7 @@ def cpu_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tup
     scale = width**-0.5
     scaled, k, v, grad = (t.reshape(batch * heads, tokens, width) for t in (q * scale, k, v, grad))
     dq, dk, dv = torch.empty_like(scaled), torch.empty_like(scaled), torch.empty_like(scaled)
-    rows = min(tokens, max(64, BLOCK_SCORES // tokens))
-    together = max(1, BLOCK_SCORES // tokens**2)
+    together, rows = _blocks(tokens)
     for start in range(0, batch * heads, together):
         part = slice(start, start + together)
         dk_blocks, dv_blocks = [], []
