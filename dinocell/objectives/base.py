@@ -72,6 +72,9 @@ class ObjectiveConfig:
     flow_error: float = field(
         0.4, "flows: drop a cell whose mean squared difference from its own flow exceeds this; 0 = off"
     )
+    max_steps: int = field(
+        200, "flows: Euler steps, at the scale that the network sees; a pixel still on its way may take more"
+    )
     max_size_fraction: float = field(0.4, "flows: drop a cell larger than this part of the image, with a warning")
     min_size: int = field(15, "drop cells smaller than this", unit="px")
     marker_threshold: float = field(0.5, "distance: each region above it is the marker of one cell")
@@ -89,6 +92,8 @@ class ObjectiveConfig:
             raise ConfigError(f"objective.flow_scale: must be above 0, got {self.flow_scale}")
         if self.flow_error < 0:
             raise ConfigError(f"objective.flow_error: must not be negative, got {self.flow_error}; 0 turns it off")
+        if self.max_steps < 1:
+            raise ConfigError(f"objective.max_steps: must be at least 1, got {self.max_steps}")
         if self.min_size < 0:
             raise ConfigError(f"objective.min_size: must not be negative, got {self.min_size}")
         if not 2 <= self.classes <= 256:
@@ -100,8 +105,11 @@ class ObjectiveConfig:
             )
 
     def seen_at(self, scale: float) -> ObjectiveConfig:
-        """For maps of an image that the network saw `scale` times as large: `min_size` is in pixels that it saw."""
-        return self if scale == 1 else replace(self, min_size=round(self.min_size / scale**2))
+        """For maps of an image that the network saw `scale` times as large: sizes and ways are in pixels that it saw."""
+        if scale == 1:
+            return self
+        steps = max(self.max_steps, round(self.max_steps / scale))
+        return replace(self, min_size=round(self.min_size / scale**2), max_steps=steps)
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:

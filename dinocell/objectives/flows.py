@@ -258,6 +258,7 @@ class FlowsObjective:
             flow_error=config.flow_error,
             max_size_fraction=config.max_size_fraction,
             min_size=config.min_size,
+            max_steps=config.max_steps,
             variant=config.flow_variant,
             threads=torch.get_num_threads(),
             frame=frame,

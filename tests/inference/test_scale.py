@@ -120,6 +120,24 @@ def test_smallest_cell_is_measured_where_the_model_sees_it() -> None:
     assert model.segment(image, diameter=50, min_size=400).count > 9  # the user's is in the image's pixels
 
 
+class ShortFlows(KnowsOneSize):
+    """As an undertrained network: flows of the right direction, a third as long."""
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        maps = super().forward(crops)
+        return torch.cat([0.3 * maps[:, :2], maps[:, 2:]], dim=1)
+
+
+def test_large_cells_with_short_flows_come_back_whole() -> None:
+    """80 px to the centre are 270 steps of 0.3 px; cut off after 200, cells would come out in stripes."""
+    image = field(160, 900)
+    model = segmenter()
+    model.model, model.objective = ShortFlows(), dataclasses.replace(model.objective, flow_error=0.0)
+    found = model.segment(image, diameter=160)
+    areas = np.sort(np.bincount(found.labels.ravel())[1:])[-9:]  # the nine that the image does not cut
+    assert areas == pytest.approx(np.full(9, np.pi * 80**2), rel=0.03)
+
+
 def test_streamed_pictures_give_the_same_estimate() -> None:
     config, image = PreprocessConfig(clahe=False), field(33)
     pictures = (WholePicture(preprocess(image, config)), StreamedInput(image, config))
