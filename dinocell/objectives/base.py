@@ -105,7 +105,7 @@ class ObjectiveConfig:
             )
 
     def seen_at(self, scale: float) -> ObjectiveConfig:
-        """For maps of an image that the network saw `scale` times as large: sizes and ways are in pixels that it saw."""
+        """For maps of an image that the network saw `scale` times as large: lengths are in pixels that it saw."""
         if scale == 1:
             return self
         steps = max(self.max_steps, round(self.max_steps / scale))
