@@ -8,14 +8,22 @@ import torch
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_model(folder: Path, objective: dict[str, object], channels: int) -> Path:
     torch.manual_seed(0)
     config = ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1)
-    model = SegmentationModel(VisionTransformer(config), DecoderConfig(neck_width=16), 1, 64, 64)
+    model = SegmentationModel(VisionTransformer(config), DecoderConfig(neck_width=16), channels, 64, 64)
     last = [module for module in model.decoder.heads.modules() if isinstance(module, torch.nn.Conv2d)][-1]
     with torch.no_grad():
         assert last.bias is not None
-        last.bias -= model(torch.randn(4, 1, 64, 64)).mean()  # half of the pixels are cells
-    meta = {"objective": {"kind": "semantic", "min_size": 5}, "training": {"diameter": 20.0}}
-    return save_model(tmp_path_factory.mktemp("model") / "tiny", model, meta)
+        last.bias -= model(torch.randn(4, 1, 64, 64))[:, -1].mean()  # half of the pixels are cells
+    return save_model(folder, model, {"objective": objective, "training": {"diameter": 20.0}})
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny", {"kind": "semantic", "min_size": 5}, 1)
+
+
+@pytest.fixture(scope="session")
+def flows_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "flows", {"kind": "flows", "min_size": 5}, 3)

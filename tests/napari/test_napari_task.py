@@ -108,8 +108,8 @@ def test_cancel_stops_before_the_next_window(large: bool, model_folder: Path) ->
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_progress_and_cancel_while_the_diameter_is_estimated(large: bool, model_folder: Path) -> None:
-    segmenter = Segmenter(model_folder, device="cpu", precision="float32")
+def test_progress_and_cancel_while_the_diameter_is_estimated(large: bool, flows_folder: Path) -> None:
+    segmenter = Segmenter(flows_folder, device="cpu", precision="float32")
     segmenter.large_pixels = 1 if large else segmenter.large_pixels
     image, options = noise(160, 160), SegmentOptions(diameter="auto")
     parts: list[float] = []
