@@ -219,7 +219,7 @@ def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
     """One image as `dinocell segment` does it, part after part."""
     from dinocell.inference.tiling import windows
 
-    options, seconds = SegmentOptions(), {}
+    options, seconds = SegmentOptions(diameter="own"), {}
     tiles = windows((truth.shape[0], truth.shape[1]), segmenter.window, segmenter.overlap)
     arm(segmenter, truth, [(at.y, at.x) for at in tiles])
     plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
@@ -231,7 +231,7 @@ def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
 
 def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any]) -> Timed:
     """One image as the authors' code does it: every clamped window, one by one, float32, averaged."""
-    options, seconds = SegmentOptions(), {}
+    options, seconds = SegmentOptions(diameter="own"), {}
     window = segmenter.window
     corners = [
         (min(y, truth.shape[0] - window), min(x, truth.shape[1] - window))
