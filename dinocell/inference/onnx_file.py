@@ -32,8 +32,8 @@ from dinocell.errors import CheckpointError, ConfigError
 from dinocell.inference.packaged import find_model
 from dinocell.inference.tiling import OVERLAP
 from dinocell.models import SegmentationModel, VisionTransformer, load_model_folder
-from dinocell.models.resize import interpolate_grid
 from dinocell.models.vision_transformer import GRAY_MEAN, GRAY_STD
+from dinocell.models.weights import positions_at_grid
 from dinocell.objectives import ObjectiveConfig, build_objective
 
 INPUT, OUTPUT = "input", "maps"
@@ -116,14 +116,7 @@ def _at_grid(backbone: VisionTransformer, side: int) -> VisionTransformer:
     config = dataclasses.replace(backbone.config, image_size=side, drop_path=0.0)
     state = dict(backbone.state_dict())
     if config.grid != backbone.config.grid:
-        positions = state["pos_embed"]
-        patches = interpolate_grid(
-            positions[:, 1:],
-            (config.grid, config.grid),
-            antialias=config.interpolate_antialias,
-            offset=config.interpolate_offset,
-        )
-        state["pos_embed"] = torch.cat([positions[:, :1], patches], dim=1)
+        state["pos_embed"] = positions_at_grid(state["pos_embed"], config)
     fixed = VisionTransformer(config)
     fixed.load_state_dict(state)
     return fixed

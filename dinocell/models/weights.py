@@ -182,18 +182,23 @@ def _adapt_patches(
     return resized, notes
 
 
-def _adapt_positions(state: State, config: ViTConfig) -> list[str]:
-    positions = state["pos_embed"]
-    stored = math.isqrt(positions.shape[1] - 1)
-    if stored == config.grid:
-        return []
+def positions_at_grid(positions: Tensor, config: ViTConfig) -> Tensor:
+    """Stored positions [1, 1 + N, D] resized to the grid of `config`, the class token's kept."""
     patches = interpolate_grid(
         positions[:, 1:],
         (config.grid, config.grid),
         antialias=config.interpolate_antialias,
         offset=config.interpolate_offset,
     )
-    state["pos_embed"] = torch.cat([positions[:, :1], patches], dim=1)
+    return torch.cat([positions[:, :1], patches], dim=1)
+
+
+def _adapt_positions(state: State, config: ViTConfig) -> list[str]:
+    positions = state["pos_embed"]
+    stored = math.isqrt(positions.shape[1] - 1)
+    if stored == config.grid:
+        return []
+    state["pos_embed"] = positions_at_grid(positions, config)
     how = f"offset {config.interpolate_offset:g}, antialias {config.interpolate_antialias}"
     return [f"pos_embed {stored}×{stored}→{config.grid}×{config.grid} (bicubic, {how})"]
 
