@@ -36,6 +36,11 @@ class DataConfig:
         "the model then estimates each image's scale when it segments; 0 = never",
         unit="px",
     )
+    min_diameter: float = field(
+        0.0,
+        "images whose median cell is smaller are enlarged to this, at most 4 times, as with max_diameter; 0 = never",
+        unit="px",
+    )
     label_pieces: bool = field(False, "number the separate pieces of each mask: for masks that are 0 and 255 only")
     cache_gb: float = field(
         8.0, "memory for preprocessed images, per process; the rest is read again when drawn", "GiB"
@@ -46,9 +51,20 @@ class DataConfig:
     def __post_init__(self) -> None:
         _between("data.ignore_weight", self.ignore_weight, 0.0, 1.0)
         _at_least("data.max_diameter", self.max_diameter, 0.0)
+        _at_least("data.min_diameter", self.min_diameter, 0.0)
+        if self.max_diameter and self.min_diameter > self.max_diameter:
+            raise ConfigError(
+                f"data.min_diameter: {self.min_diameter:g} px is above data.max_diameter={self.max_diameter:g}; "
+                "give at most that"
+            )
         _at_least("data.cache_gb", self.cache_gb, 0.0)
         _at_least("data.workers", self.workers, -1)
         _at_least("data.check_images", self.check_images, 0)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether images are brought to a scale that depends on their cells."""
+        return bool(self.max_diameter or self.min_diameter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +252,9 @@ class FinetuneConfig:
             raise ConfigError(
                 f"fit: {self.fit} is for objective.kind=semantic; cells of their own need the image's scale (fit=tile)"
             )
-        if self.data.max_diameter and self.objective.kind == "semantic":
-            raise ConfigError(
-                "data.max_diameter: objective.kind=semantic has classes, which have no diameter; set it to 0"
-            )
+        if self.data.rescales and self.objective.kind == "semantic":
+            name = "max_diameter" if self.data.max_diameter else "min_diameter"
+            raise ConfigError(f"data.{name}: objective.kind=semantic has classes, which have no diameter; set it to 0")
         if self.backbone.cache_tokens:
             self._check_cacheable()
 

@@ -28,11 +28,14 @@ from dinocell.finetune.augment import (
     random_turn,
     resize_crop,
 )
-from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.config import DataConfig, FinetuneConfig
 from dinocell.finetune.sampler import SampleOrder, sample_rng
 from dinocell.inference.fitting import content_size, fit_labels, fit_plane, padding
 from dinocell.inference.tiling import windows
 from dinocell.objectives import Objective
+
+MOST_ENLARGED = 4.0
+"""Cells of few pixels are often wrong annotations; enlarging their images further would only take memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class PreparedImage:
         boxes: int64 (n, 4), y0, x0, y1, x1 of each cell, ends exclusive.
         truth: int32 labels at the file's own size.
         unlabelled_weight: weight of background pixels in the loss.
-        shrunk: side over that in the file, where large cells made the image smaller (data.max_diameter); else 1.
+        rescaled: side over that in the file, where the size of its cells changed it (data.max_diameter); else 1.
     """
 
     image: NDArray[np.float32]
@@ -55,7 +58,7 @@ class PreparedImage:
     boxes: NDArray[np.int64]
     truth: NDArray[np.int32]
     unlabelled_weight: float
-    shrunk: float = 1.0
+    rescaled: float = 1.0
 
     @property
     def nbytes(self) -> int:
@@ -108,11 +111,11 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
     if item.ignore is not None:
         ignore = read_labels(item.ignore) != 0
         _same_size(item, gray.shape, ignore.shape, "ignore mask", item.ignore)
-    size, fit, shrunk = config.crop_size, config.fit, 1.0
+    size, fit, rescaled = config.crop_size, config.fit, 1.0
     if fit == "tile":
-        reduced = reduced_size(truth, config.data.max_diameter)
-        shrunk = float(np.sqrt(reduced[0] * reduced[1] / truth.size))
-        z = resize_image(preprocess(gray, config.preprocess), reduced)
+        wanted = rescaled_size(truth, config.data)
+        rescaled = float(np.sqrt(wanted[0] * wanted[1] / truth.size))
+        z = resize_image(preprocess(gray, config.preprocess), wanted)
         image = np.ascontiguousarray(scale_to_cover(z, size))
         labels = resize_labels(truth, _shape2(image))
         ignore = None if ignore is None else resize_labels(ignore, _shape2(image))
@@ -128,20 +131,23 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
         boxes=cell_boxes(labels),
         truth=truth,
         unlabelled_weight=background,
-        shrunk=shrunk,
+        rescaled=rescaled,
     )
 
 
-def reduced_size(labels: NDArray[np.int32], max_diameter: float) -> tuple[int, int]:
-    """Size (H, W) at which the median cell of `labels` (H, W) measures at most `max_diameter` px; 0 = as it is.
+def rescaled_size(labels: NDArray[np.int32], limits: DataConfig) -> tuple[int, int]:
+    """Size (H, W) at which the median cell of `labels` (H, W) lies within `min_diameter` and `max_diameter` px.
 
-    A cell's diameter is that of the circle of equal area.
+    A cell's diameter is that of the circle of equal area. A limit of 0 does not hold.
     """
     areas = np.bincount(labels.ravel())[1:]
     areas = areas[areas > 0]
-    if not max_diameter or not len(areas):
+    if not limits.rescales or not len(areas):
         return _shape2(labels)
-    factor = min(1.0, max_diameter / (2.0 * float(np.sqrt(np.median(areas) / np.pi))))
+    diameter = 2.0 * float(np.sqrt(np.median(areas) / np.pi))
+    factor = min(max(1.0, limits.min_diameter / diameter), MOST_ENLARGED)
+    if limits.max_diameter:
+        factor = min(factor, limits.max_diameter / diameter)
     return max(1, round(labels.shape[0] * factor)), max(1, round(labels.shape[1] * factor))
 
 

@@ -88,7 +88,7 @@ def write_model_folder(
         "overlap": config.overlap,
         "fit": config.fit,
         # Trained on images brought to one size of cells, a model wants to be shown such images.
-        "rescale": "auto" if config.data.max_diameter and config.objective.kind == "flows" else "own",
+        "rescale": "auto" if config.data.rescales and config.objective.kind == "flows" else "own",
         "training": {
             "step": step,
             "diameter": origin.diameter,

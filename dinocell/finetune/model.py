@@ -78,7 +78,7 @@ def initialise_decoder(decoder: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
     detail = getattr(decoder, "detail", None)
     if detail is not None:  # the branch starts silent and is added where it helps
-        for layer in detail.merge:
+        for layer in detail.merges():
             nn.init.zeros_(layer.weight)
 
 

@@ -38,7 +38,7 @@ def adopt(config: FinetuneConfig) -> FinetuneConfig:
         overlap=int(meta.get("overlap", crop // 4)),
         fit=meta.get("fit", "tile"),
         preprocess=from_dict(PreprocessConfig, meta.get("preprocess") or {}),
-        decoder=from_dict(DecoderConfig, meta["decoder"]),
+        decoder=_decoder(from_dict(DecoderConfig, meta["decoder"]), config.decoder),
         objective=from_dict(ObjectiveConfig, meta.get("objective") or {}),
         backbone=replace(
             config.backbone,
@@ -48,6 +48,12 @@ def adopt(config: FinetuneConfig) -> FinetuneConfig:
             in_channels=1 if vit.in_channels == 1 else 3,
         ),
     )
+
+
+def _decoder(stored: DecoderConfig, recipe: DecoderConfig) -> DecoderConfig:
+    """The model's decoder, with the recipe's `detail_context` where it can be added."""
+    added = bool(stored.detail_width) and recipe.detail_context
+    return replace(stored, detail_context=stored.detail_context or added)
 
 
 def model_meta(folder: Path) -> dict[str, Any]:
@@ -85,8 +91,13 @@ def load_decoder(config: FinetuneConfig, model: SegmentationModel) -> None:
         ConfigError: `backbone.weights` have another width than the decoder.
     """
     stored, _ = load_model_folder(find_model(config.start))
+    state = stored.decoder.state_dict()
+    if model.decoder_config.detail_context and not stored.decoder_config.detail_context:
+        log.info("decoder: detail_context is new and starts without a say")
+        own = model.decoder.state_dict()
+        state |= {name: own[name] for name in own if name.startswith(("detail.context.", "detail.merge_context."))}
     try:
-        model.decoder.load_state_dict(stored.decoder.state_dict())
+        model.decoder.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(

@@ -124,7 +124,7 @@ def tune(
         predicted = validator.maps(model, index, device, dtype)
         if predicted is not None:
             prepared, maps = predicted
-            here = [setting.seen_at(prepared.shrunk) for setting in settings]
+            here = [setting.seen_at(prepared.rescaled) for setting in settings]
             rows.append((validator.dataset(index), score_settings(maps, prepared.truth, here, metric)))
     table = [row for part in distributed.gather_objects(rows) for row in part]
     if not table:

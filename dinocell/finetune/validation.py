@@ -187,7 +187,7 @@ class Validator:
         if predicted is None:
             return None
         prepared, maps = predicted
-        labels = decode(build_objective(self.decoding.seen_at(prepared.shrunk)), maps)
+        labels = decode(build_objective(self.decoding.seen_at(prepared.rescaled)), maps)
         item = self._store.items[index]
         return ImageResult(
             index=index,

@@ -32,6 +32,10 @@ class DecoderConfig:
         "a backbone trained from random weights learns many times sooner with 16",
         unit="channels",
     )
+    detail_context: bool = field(
+        False,
+        "carry that branch down to the patches' resolution and merge it into the neck: convolutions see whole cells",
+    )
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(DecoderKind):
@@ -43,6 +47,8 @@ class DecoderConfig:
                 f"detail_width: {self.detail_width} with kind {self.kind}; use 0, or a multiple of 8 with kind "
                 "transposed or bilinear"
             )
+        if self.detail_context and not self.detail_width:
+            raise ConfigError("detail_context: needs the branch that it extends; set detail_width, for instance to 32")
         if not 0 <= self.drop_rate < 1:
             raise ConfigError(f"drop_rate: {self.drop_rate}; it must lie in [0, 1)")
 
@@ -101,7 +107,8 @@ class Decoder(nn.Module):
         features = max(width // 2, 16)
         self.upsample.append(nn.Sequential(nn.Conv2d(width, features, 3, padding=1), nn.ReLU()))
         self.heads = nn.ModuleList(_head(features) for _ in range(channels))
-        self.detail = Detail(config.detail_width, [*widths, features]) if config.detail_width else None
+        context = config.neck_width if config.detail_context else 0
+        self.detail = Detail(config.detail_width, [*widths, features], context) if config.detail_width else None
 
     def forward(self, tokens: Tensor, crop: Tensor) -> Tensor:
         """Tokens [B, D, rows, columns] and the crop [B, 1, H, W] they come from → [B, K, H, W]."""
@@ -110,6 +117,8 @@ class Decoder(nn.Module):
             return _resize(torch.cat([head(tokens) for head in self.heads], dim=1), size)
         x = self.neck(tokens)
         details = self.detail(crop) if self.detail is not None else []
+        if self.detail is not None and self.detail.merge_context is not None:
+            x = x + self.detail.merge_context(torch.cat([x, _resize(details.pop(0), x.shape[-2:])], dim=1))
         for level, block in enumerate(self.upsample):
             x = block(x)
             if level == len(self.upsample) - 1:
@@ -127,37 +136,50 @@ class Detail(nn.Module):
     Args:
         width: channels at full resolution; doubled with every halving of the resolution, up to 4 × `width`.
         decoder_widths: the decoder's channels at each of its levels, coarsest first; the last two are full resolution.
+        neck_width: channels of the neck that one more, coarser stage is merged into; 0 = no such stage.
     """
 
-    def __init__(self, width: int, decoder_widths: list[int]) -> None:
+    def __init__(self, width: int, decoder_widths: list[int], neck_width: int = 0) -> None:
         super().__init__()
         levels = max(len(decoder_widths) - 1, 1)
         widths = [min(width * 2**level, 4 * width) for level in range(levels)]  # finest first
         self.stages = nn.ModuleList()
         before = 1
         for level, channels in enumerate(widths):
-            self.stages.append(
-                nn.Sequential(
-                    nn.Conv2d(before, channels, 3, stride=1 if level == 0 else 2, padding=1),
-                    nn.GroupNorm(channels // 8, channels),
-                    nn.ReLU(),
-                    nn.Conv2d(channels, channels, 3, padding=1),
-                    nn.ReLU(),
-                )
-            )
+            self.stages.append(_stage(before, channels, 1 if level == 0 else 2))
             before = channels
         coarse_to_fine = [*reversed(widths), widths[0]][-len(decoder_widths) :]
         self.merge = nn.ModuleList(
             nn.Conv2d(d + w, d, 3, padding=1) for d, w in zip(decoder_widths, coarse_to_fine, strict=True)
         )
+        self.context: nn.Module | None = None
+        self.merge_context: nn.Module | None = None
+        if neck_width:
+            self.context = _stage(before, 2 * before, 2)
+            self.merge_context = nn.Conv2d(neck_width + 2 * before, neck_width, 3, padding=1)
 
     def forward(self, crop: Tensor) -> list[Tensor]:
-        """[B, 1, H, W] → one feature map for each level of the decoder, coarsest first."""
+        """[B, 1, H, W] → one feature map for each level of the decoder, coarsest first; that of the neck leads."""
         features = []
         for stage in self.stages:
             crop = stage(crop)
             features.append(crop)
-        return [*reversed(features), features[0]][-len(self.merge) :]
+        context = [] if self.context is None else [self.context(features[-1])]
+        return [*context, *[*reversed(features), features[0]][-len(self.merge) :]]
+
+    def merges(self) -> list[nn.Module]:
+        """The convolutions that add this branch to the decoder."""
+        return [*self.merge, *([] if self.merge_context is None else [self.merge_context])]
+
+
+def _stage(before: int, channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, channels, 3, stride=stride, padding=1),
+        nn.GroupNorm(channels // 8, channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+    )
 
 
 def _double(kind: Literal["transposed", "bilinear"], width: int, narrower: int) -> list[nn.Module]:

@@ -214,14 +214,34 @@ def test_images_of_large_cells_are_shrunk_to_the_largest_diameter(tmp_path):
     assert image.image.shape == image.labels.shape == (67, 100)  # a third: 120 px become 40
     areas = np.bincount(image.labels.ravel())[1:]
     assert 2 * np.sqrt(areas / np.pi) == pytest.approx([40, 40], rel=0.02)
-    assert image.truth.shape == (200, 300) and image.shrunk == pytest.approx(1 / 3, rel=0.01)
+    assert image.truth.shape == (200, 300) and image.rescaled == pytest.approx(1 / 3, rel=0.01)
     small = prepare(item, config(data={"max_diameter": 130}), 1.0)
-    assert small.image.shape == (200, 300) and small.shrunk == 1  # never enlarged
+    assert small.image.shape == (200, 300) and small.rescaled == 1  # never enlarged
+
+
+def test_images_of_small_cells_are_enlarged_to_the_smallest_diameter(tmp_path):
+    yy, xx = np.mgrid[:60, :90]
+    labels = ((yy - 30) ** 2 + (xx - 25) ** 2 <= 5**2) + 2 * ((yy - 30) ** 2 + (xx - 65) ** 2 <= 5**2)
+    item = write_pair(tmp_path, (labels > 0) * 200 + 10, labels.astype(np.int32))
+    limits = {"min_diameter": 20, "max_diameter": 28}
+    image = prepare(item, config(data=limits), 1.0)
+    areas = np.bincount(image.labels.ravel())[1:]
+    assert 2 * np.sqrt(areas / np.pi) == pytest.approx([20, 20], rel=0.02)
+    assert image.truth.shape == (60, 90) and image.rescaled == pytest.approx(2, rel=0.03)
+    assert prepare(item, config(data={"min_diameter": 90}), 1.0).rescaled == pytest.approx(4)  # at most
+    assert prepare(item, config(data={"min_diameter": 8}), 1.0).rescaled == 1
 
 
 def test_diameters_are_refused_where_labels_are_classes():
     with pytest.raises(ConfigError, match="max_diameter"):
         config(data={"max_diameter": 40}, objective={"kind": "semantic"})
+    with pytest.raises(ConfigError, match=r"data.min_diameter: objective.kind=semantic"):
+        config(data={"min_diameter": 10}, objective={"kind": "semantic"})
+
+
+def test_a_smallest_diameter_above_the_largest_is_refused():
+    with pytest.raises(ConfigError, match=r"data.min_diameter: 50 px is above data.max_diameter=40"):
+        config(data={"min_diameter": 50, "max_diameter": 40})
 
 
 def test_size_mismatch_is_named_and_skipped_once(tmp_path):

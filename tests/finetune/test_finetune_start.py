@@ -60,6 +60,20 @@ def test_a_step_of_no_length_gives_the_model_back(model: Path, disks_dataset: Pa
     assert len(metas[1]["training"]["initial_weights_sha256"]) == 64
 
 
+def test_a_context_branch_can_be_added_to_a_finished_model(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
+    wider = {"detail_width": 8, "detail_context": True}
+    folder = run(going_on(model, disks_dataset, tmp_path / "run", decoder=wider)) / "model"
+    old, new = load_model_folder(model)[0], load_model_folder(folder)[0]
+    assert new.decoder_config.detail_context and new.decoder_config.neck_width == old.decoder_config.neck_width
+    assert set(new.state_dict()) > set(old.state_dict())
+    z = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():  # silent at first: the step has no length
+        torch.testing.assert_close(new(z), old(z), rtol=1e-4, atol=1e-4)
+    trained = run(going_on(model, disks_dataset, tmp_path / "on", decoder=wider, train={"steps": 2, "batch_size": 2}))
+    merge = load_model_folder(trained / "model")[0].state_dict()["decoder.detail.merge_context.weight"]
+    assert merge.abs().max() > 0
+
+
 def test_other_backbone_weights_meet_the_models_decoder(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     other = VisionTransformer(ViTConfig(arch="vit_tiny", depth=2, patch_size=8, image_size=32, in_channels=1))
