@@ -6,11 +6,13 @@
         --fractions 5 25 100 --seeds 0 1 2 --steps 300 --config finetune/configs/vitt8_cpu.yaml [key=value …]
 
 Every finished training is a file in OUT/cells and is not repeated: stop it at any time, or give it a share of the time
-with --minutes; the same command goes on, and writes docs/results.md and docs/figures from what is finished. With
-`--part write` nothing is trained. Cells made with other steps, seconds, settings or images are kept apart.
+with --minutes; the same command goes on, in the middle of a training of ours, and writes docs/results.md and
+docs/figures from what is finished. `--part peers` or `--part ablation` trains only these; with `--part write` nothing
+is trained. Cells made with other steps, seconds, settings, threads or images are kept apart.
 
 Peers are trained on each data set alone for --seconds, and so is our network; the ablation is trained on all data sets
 together for --steps. Label subsets are nested (5 % within 25 % within 100 %), chosen by seed, at least one image.
+Equal seconds are wall clock: nothing else should run on these cores. On one core: `taskset -c 0 … --threads 1`.
 """
 
 from __future__ import annotations
@@ -19,20 +21,24 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
+import torch
 from finetune_curve import split_start
 from results_cells import Result, load, once, score, test_items, write_subset
 from results_page import write_page
 
 from dinocell import log
-from dinocell.checkpoint import sha256_of
+from dinocell.checkpoint import sha256_of, stopped_by
 from dinocell.config import load as load_config
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError, DataError, run_main
@@ -47,8 +53,9 @@ PARTS = ("peers", "ablation", "write")
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A cell of the evidence: its file, and how to make it."""
+    """A cell of the evidence: the part it belongs to, its file, and how to make it."""
 
+    part: str
     file: Path
     make: Callable[[], Sequence[Result]]
 
@@ -56,25 +63,41 @@ class Task:
 def main() -> None:
     """Make what is missing, then write the page."""
     given, overrides = parse()
+    torch.set_num_threads(given.threads)
+    cv2.setNumThreads(given.threads)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a peer's process ends with this one
     starts = dict(split_start(text) for text in given.start)
-    tasks = list(peer_tasks(given, overrides, starts)) + list(ablation_tasks(given, overrides, starts))
-    began = time.monotonic()
-    for task in tasks:
-        if task.file.is_file() or "write" in given.part:
-            continue
-        if given.minutes and time.monotonic() - began > 60 * given.minutes:
-            log.info(f"{given.minutes:g} minutes are over; the same command goes on")
-            break
-        try:
-            once(task.file, task.make)
-        except DataError as error:
-            log.warning(f"{task.file.stem} is left out: {error}")
+    tasks = [*peer_tasks(given, overrides, starts), *ablation_tasks(given, overrides, starts)]
+    make_missing(given, [task for task in tasks if task.part in given.part and not task.file.is_file()])
     results = [result for task in tasks if task.file.is_file() for result in load(task.file)]
-    missing = [task.file.stem for task in tasks if not task.file.is_file()]
+    missing = [task.file.stem.rpartition("_")[0] for task in tasks if not task.file.is_file()]
     if not results:
         raise DataError(f"{given.out}: nothing is finished yet; run without `--part write`, or give it more --minutes")
     page = write_page(given, overrides, results, missing)
     log.info(f"{len(tasks) - len(missing)} of {len(tasks)} parts finished; page: {page}")
+
+
+def make_missing(given: argparse.Namespace, tasks: Sequence[Task]) -> None:
+    """Make one cell after the other, as long as there is time and nobody asks to stop."""
+    began = time.monotonic()
+    for number, task in enumerate(tasks):
+        if given.minutes and time.monotonic() - began > 60 * given.minutes:
+            log.info(f"{given.minutes:g} minutes are over; the same command goes on")
+            return
+        log.info(f"\n{task.file.stem} ({number + 1} of {len(tasks)} to make)")
+        start = time.monotonic()
+        try:
+            once(task.file, task.make)
+        except Stopped as stopped:
+            log.info(f"stopped by {stopped}; the same command goes on")
+            return
+        except DataError as error:
+            log.warning(f"{task.file.stem} is left out: {error}")
+        log.info(f"{task.file.stem}: {time.monotonic() - start:.0f} s in all")
+
+
+class Stopped(Exception):
+    """A training was asked to stop before its end: it must not be scored."""
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -124,8 +147,6 @@ def content(weights: str | Path) -> str:
 
 def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Otsu, the peers and our network on each data set alone; finished models on all of them."""
-    if given.part == ["ablation"]:
-        return
     pythons = dict(text.partition("=")[::2] for text in given.peer)
     unknown = [name for name in pythons if name not in PEERS]
     if unknown:
@@ -139,24 +160,25 @@ def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str
             for start, weights in starts.items():
                 cell = f"peer_{name}_dinocell-{start}_seed{seed}"
                 fixed = (given.config, overrides, content(weights), given.seconds, given.threads)
-                file = cell_file(given, cell, root, *fixed)
+                file = cell_file(given, cell, Path(root).resolve(), *fixed)
                 yield Task(
+                    part="peers",
                     file=file,
-                    make=lambda s=seed, r=root, n=start, w=weights, c=cell: ours_in_seconds(
+                    make=lambda s=seed, r=root, n=start, w=weights, c=file.stem: ours_in_seconds(
                         given, overrides, r, n, w, s, c
                     ),
                 )
         for model in given.model:
-            file = cell_file(
-                given, f"peer_{name}_model-{Path(model).name}", root, content(find_model(model)), given.threads
-            )
-            yield Task(file=file, make=lambda r=root, m=model: finished_model(r, m))
+            cell = f"peer_{name}_model-{Path(model).name}"
+            file = cell_file(given, cell, Path(root).resolve(), content(find_model(model)), given.threads)
+            yield Task(part="peers", file=file, make=lambda r=root, m=model: finished_model(r, m))
 
 
 def _peer_task(given: argparse.Namespace, root: str, peer: str, python: str, seed: int, *, seconds: float) -> Task:
     cell = f"peer_{Path(root).resolve().name}_{peer}_seed{seed}"
-    file = cell_file(given, cell, root, seconds, given.threads)
-    return Task(file=file, make=lambda: train_peer(given, root, peer, python, seed, seconds, file.stem))
+    file = cell_file(given, cell, Path(root).resolve(), seconds, given.threads)
+    make = partial(train_peer, given, root, peer, python, seed, seconds, file.stem)
+    return Task(part="peers", file=file, make=make)
 
 
 def train_peer(
@@ -226,14 +248,14 @@ def segment_and_score(model: Segmenter, items: Sequence[Any]) -> tuple[list[Any]
 
 def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Every seed, share of the labels and start, seeds outermost: what is unfinished is then spread evenly."""
-    if given.part == ["peers"]:
-        return
     for seed in given.seeds:
         for fraction in sorted(given.fractions, reverse=True):
             for start, weights in starts.items():
                 cell = f"ablation_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"
-                file = cell_file(given, cell, *given.data, given.config, overrides, content(weights), given.images)
+                roots = [Path(root).resolve() for root in given.data]
+                file = cell_file(given, cell, *roots, given.config, overrides, content(weights), given.images)
                 yield Task(
+                    part="ablation",
                     file=file,
                     make=lambda s=seed, f=fraction, n=start, w=weights, c=file.stem: one_ablation(
                         given, overrides, n, w, f, s, c
@@ -282,14 +304,21 @@ def train(
     out: Path,
     budget: list[str],
 ) -> Path:
-    """Fine-tune by the recipe; an interrupted training goes on."""
+    """Fine-tune by the recipe; an interrupted training goes on.
+
+    Raises:
+        Stopped: a signal ended it early.
+    """
     own = [
         f"data.root={json.dumps(list(roots))}",
         f"output_dir={json.dumps(str(out))}",
         f"backbone.weights={json.dumps(weights)}",
         f"seed={seed}",
     ]
-    return run(load_config(FinetuneConfig, given.config, [*overrides, *budget, *own]))
+    folder = run(load_config(FinetuneConfig, given.config, [*overrides, *budget, *own]))
+    if stopped_by():
+        raise Stopped(stopped_by())
+    return folder
 
 
 def _result(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from dinocell import log
 from dinocell.checkpoint import atomic_write_text
 from dinocell.data.io import read_labels
 from dinocell.data.labelled import LabelledItem, open_dataset
@@ -57,7 +56,6 @@ def once(path: Path, make: Callable[[], Sequence[Result]]) -> list[Result]:
     """The cell's results: read where it is finished, else made and kept."""
     if path.is_file():
         return load(path)
-    log.info(f"\n{path.stem}")
     return save(path, make())
 
 

@@ -12,15 +12,25 @@ import cv2
 import numpy as np
 import torch
 from results_cells import Result, test_items
-from results_tables import ablation_tables, draw_labels, draw_training, peer_tables, save_figure, summary_words
+from results_stage1 import stage1_lines
+from results_tables import (
+    ablation_tables,
+    draw_labels,
+    draw_training,
+    peer_summary,
+    peer_tables,
+    save_figure,
+    summary_words,
+)
 
 from dinocell.checkpoint import atomic_write_text
-from dinocell.data.io import read_image, to_gray
+from dinocell.data.io import read_image, read_labels, to_gray
+from dinocell.data.labelled import LabelledItem
 from dinocell.data.preprocess import to_uint8
 from dinocell.models import VisionTransformer, load_backbone, load_model_folder
 from dinocell.pretrain.probes import central
 from dinocell.pretrain.report import patch_tokens
-from dinocell.report import pca_panel
+from dinocell.report.pca import pca_grid
 
 PCA_SIDE = 256
 
@@ -28,41 +38,59 @@ PCA_SIDE = 256
 def write_page(given: argparse.Namespace, overrides: Sequence[str], results: list[Result], missing: list[str]) -> Path:
     """Write DOCS/results.md and DOCS/figures; returns the page."""
     peers, ablation = ([r for r in results if r.part == part] for part in ("peers", "ablation"))
-    lines = ["# Results", "", *_how(given, overrides), *_state(missing)]
+    lines = ["# Results", "", INTRODUCTION, "", *_state(missing)]
     if peers:
-        lines += ["## Beside other methods, trained for equal seconds", "", PEERS_NOTE, "", *peer_tables(peers)]
+        lines += ["## Beside other methods, trained for equal seconds", "", PEERS_NOTE, ""]
+        lines += [*peer_summary(peers), *peer_tables(peers)]
     if ablation:
-        base = given.start[0].partition("=")[0]
-        words = summary_words(ablation, base) or ["- one start only: nothing is compared."]
-        lines += ["## What stage 1 brings, at equal steps", "", ablation_note(given), "", *words, ""]
-        lines += [f"![scores over the share of the labels](figures/{_labels_figure(given, ablation)})", ""]
-        lines += [f"![training](figures/{_training_figure(given, ablation)})", "", CURVE_NOTE, ""]
-        panel = _pca_figure(given, ablation)
-        if panel:
-            lines += [f"![principal components of the patch features](figures/{panel})", "", PCA_NOTE, ""]
-        lines += ablation_tables(ablation, base)
+        lines += _ablation(given, ablation)
     page = Path(given.docs) / "results.md"
     page.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(page, "\n".join(lines).rstrip() + "\n")
+    atomic_write_text(page, "\n".join([*lines, *_how(given, overrides)]).rstrip() + "\n")
     return page
 
 
+def _ablation(given: argparse.Namespace, results: list[Result]) -> list[str]:
+    """Words, figures and tables of the starts."""
+    base = given.start[0].partition("=")[0]
+    words = summary_words(results, base) or ["- one start only: nothing is compared."]
+    lines = ["## What stage 1 brings, at equal steps", "", ablation_note(given), "", *words, ""]
+    lines += [f"![scores over the share of the labels](figures/{_labels_figure(given, results)})", "", LABELS_NOTE, ""]
+    lines += [f"![training](figures/{_training_figure(given, results)})", "", CURVE_NOTE, ""]
+    panel = _pca_figure(given, results)
+    if panel:
+        note = PCA_NOTE.format(seed=min(r.seed for r in results))
+        lines += [f"![principal components of the patch features](figures/{panel})", "", note, ""]
+    return lines + ablation_tables(results, base)
+
+
+INTRODUCTION = (
+    "Scores are MMA, SEG, DET and AP50 ([metrics.md](metrics.md)) on test splits that no method was trained or tuned "
+    "on. Brackets hold 95 % bootstrap intervals over the images, and over the trainings where there are several; a "
+    "data set of fewer than 5 test images gets no verdict. `pooled` sums the counts of all images, so large images "
+    "with many cells weigh most; `macro` is the mean of the images' scores. All words and figures below are computed "
+    "from the finished trainings by the command at the end."
+)
 PEERS_NOTE = (
     "Each method is trained on the train split of one data set alone, from random weights unless the row says "
-    "otherwise, on this machine and for the same seconds; its thresholds are chosen on the val split. Values are "
-    "scores on the test split with 95 % bootstrap intervals over the images (and over the trainings where there are "
-    "several). `pooled` sums the counts of all images, `macro` is the mean of the images' scores. Seconds an image are "
-    "those of reading (ours) and segmenting one at a time."
+    "otherwise, on this machine and for the same seconds of wall clock; its thresholds are chosen on the val split. A "
+    "finished model (`model`) was trained elsewhere, on more images and for longer. Seconds an image are those of "
+    "segmenting the test images one after the other (ours read the file within them)."
 )
 ABLATION_NOTE = (
     "The same network and recipe from different starting weights, trained for {steps} steps on {shares} % of the "
     "labels of all data sets together; the subsets are nested, and a subset's val images choose model and thresholds. "
-    "Intervals are over images and seeds; differences are paired. In words, by pooled MMA:"
+    "Differences are paired over images and seeds. In words, by pooled MMA:"
 )
+LABELS_NOTE = "Scores on the test splits over the share of the labels: lines are means of the seeds, bands intervals."
 CURVE_NOTE = (
     "MMA on the val split during training with the largest share of the labels: lines are means, dots single seeds."
 )
-PCA_NOTE = "The first three principal components of the patch features, as colours, of one test image a data set."
+PCA_NOTE = (
+    "The first three principal components of the patch features, as colours, fitted to each picture: a column is the "
+    "part with most cells of one test image, a row a stage: starting weights, then fine-tuned with the largest share "
+    "of the labels, seed {seed}."
+)
 
 
 def ablation_note(given: argparse.Namespace) -> str:
@@ -73,7 +101,7 @@ def ablation_note(given: argparse.Namespace) -> str:
 def _how(given: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
     """The command with its folders named DATA and ENV, and the machine."""
     return [
-        "Made by",
+        "## How this page is made",
         "",
         "```",
         command(given, overrides),
@@ -81,15 +109,16 @@ def _how(given: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
         "",
         HOW_NOTE,
         "",
-        f"Machine: {machine()}.",
+        *stage1_lines(given),
+        f"Machine: {machine()}; {given.threads} of the cores used.",
         "",
     ]
 
 
 HOW_NOTE = (
-    "which goes on where it was stopped. `DATA` is the folder of the data sets, `ENV` that of the peers' environments "
+    "It goes on where it was stopped. `DATA` is the folder of the data sets, `ENV` that of the peers' environments "
     "([benchmarks/peers/README.md](../benchmarks/peers/README.md)); a backbone for `--start` comes from "
-    "`ssl/train.py` and `ssl/export_backbone.py`."
+    "`ssl/train.py` and `ssl/export_backbone.py`, its crops from `dinocell curate`."
 )
 
 
@@ -152,12 +181,22 @@ def _pca_figure(given: argparse.Namespace, results: list[Result]) -> str:
         backbones |= {start: before, f"{start}, fine-tuned": tuned}
     if not backbones:
         return ""
-    images = []
-    for root in given.data:
-        gray = to_gray(read_image(test_items(root, 1)[0].image))
-        images.append(central(gray if gray.dtype == np.uint8 else to_uint8(gray), PCA_SIDE))
+    images = [_cells_in_sight(test_items(root, 1)[0]) for root in given.data]
     tokens = {name: [patch_tokens(net, image, torch.float32) for image in images] for name, net in backbones.items()}
     path = Path(given.docs) / "figures" / "results_pca.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), pca_panel(images, tokens, height=200)[..., ::-1])
+    names = [Path(root).resolve().name for root in given.data]
+    cv2.imwrite(str(path), pca_grid(images, names, tokens, shared=False, height=200)[..., ::-1])
     return path.name
+
+
+def _cells_in_sight(item: LabelledItem) -> np.ndarray:
+    """The part of an image with most labelled pixels, uint8, PCA_SIDE or the image's shorter side."""
+    gray = to_gray(read_image(item.image))
+    side = min(PCA_SIDE, *gray.shape) // 8 * 8
+    cells = cv2.boxFilter((read_labels(item.mask) > 0).astype(np.float32), -1, (side, side), anchor=(0, 0))
+    y, x = np.unravel_index(
+        cells[: gray.shape[0] - side + 1, : gray.shape[1] - side + 1].argmax(),
+        (gray.shape[0] - side + 1, gray.shape[1] - side + 1),
+    )
+    return central(gray if gray.dtype == np.uint8 else to_uint8(gray), side, (int(y), int(x)))

@@ -15,6 +15,8 @@ from dinocell.report.charts import PALETTE
 
 SHOWN = ("MMA", "SEG", "DET", "AP50")
 KINDS = ("pooled", "macro")
+VERDICTS = ("better", "worse", "no difference beyond chance")
+FEW_IMAGES = 5  # a bootstrap over fewer images draws almost always the same ones: its interval is too narrow
 
 
 def unique(values: Iterable[Any]) -> list[Any]:
@@ -23,13 +25,22 @@ def unique(values: Iterable[Any]) -> list[Any]:
 
 
 def cell(interval: Interval) -> str:
-    """`0.612 [0.580, 0.640]`."""
+    """`0.612 [0.580, 0.640]`; the value alone where there was one image and one training to draw from."""
+    if interval.high - interval.low < 1e-9:
+        return f"{interval.value:.3f}"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def signed(interval: Interval) -> str:
     """`+0.031 [−0.004, +0.066]`, with true minus signs."""
-    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]".replace("-", "−")
+    bounds = "" if interval.high - interval.low < 1e-9 else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return f"{interval.value:+.3f}{bounds}".replace("-", "−")
+
+
+def heading(dataset: str, results: Sequence[Result]) -> str:
+    """The data set and how many test images it has."""
+    count = len(results[0].images)
+    return f"**{dataset}**, {count} test image{'s' if count > 1 else ''}"
 
 
 def runs(results: Sequence[Result]) -> list[list[Any]]:
@@ -44,13 +55,12 @@ def runs(results: Sequence[Result]) -> list[list[Any]]:
     return [result.scores for result in ordered]
 
 
-def verdict(interval: Interval) -> str:
-    """What an interval of a difference says, in a word or two."""
-    if interval.low > 0:
-        return "better"
-    if interval.high < 0:
-        return "worse"
-    return "no difference beyond chance"
+def verdict(interval: Interval, images: int) -> str:
+    """What an interval of a difference over so many images says, in a word or two."""
+    if images < FEW_IMAGES:
+        return "too few images"
+    better, worse, neither = VERDICTS
+    return better if interval.low > 0 else worse if interval.high < 0 else neither
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
@@ -64,7 +74,7 @@ def peer_tables(results: Sequence[Result]) -> list[str]:
     lines: list[str] = []
     for dataset in unique(r.dataset for r in results):
         here = [r for r in results if r.dataset == dataset]
-        lines += [f"**{dataset}**, {len(here[0].images)} test images", ""]
+        lines += [heading(dataset, here), ""]
         for kind in KINDS:
             rows = []
             for method in unique(r.method for r in here):
@@ -74,7 +84,24 @@ def peer_tables(results: Sequence[Result]) -> list[str]:
             lines += table(rows, [f"{kind} scores", *SHOWN])
         rows = [peer_facts([r for r in here if r.method == m]) for m in unique(r.method for r in here)]
         lines += table(rows, ["method", "trained for, s", "s an image", "runs", "version"])
+        lines += peer_words(here)
     return lines
+
+
+def peer_summary(results: Sequence[Result]) -> list[str]:
+    """One table of all methods and data sets: pooled MMA, and the mean of the seconds an image."""
+    datasets = unique(r.dataset for r in results)
+    rows = []
+    for method in unique(r.method for r in results):
+        mine = [r for r in results if r.method == method]
+        found = [
+            score_intervals(runs(same))["pooled"] for d in datasets if (same := [r for r in mine if r.dataset == d])
+        ]
+        names = [d for d in datasets if any(r.dataset == d for r in mine)]
+        values = {name: f"{entry[SHOWN[0]].value:.3f}" for name, entry in zip(names, found, strict=True)}
+        speed = np.mean([r.facts["seconds_per_image"] for r in mine])
+        rows.append([method, *(values.get(name, "") for name in datasets), f"{speed:.2f}"])
+    return table(rows, [f"{SHOWN[0]}, pooled", *datasets, "s an image"])
 
 
 def peer_facts(results: Sequence[Result]) -> list[str]:
@@ -91,7 +118,7 @@ def ablation_tables(results: Sequence[Result], baseline: str = "random") -> list
     lines: list[str] = []
     for dataset in unique(r.dataset for r in results):
         here = [r for r in results if r.dataset == dataset]
-        lines += [f"**{dataset}**, {len(here[0].images)} test images", ""]
+        lines += [heading(dataset, here), ""]
         for kind in KINDS:
             rows = []
             for fraction in sorted(unique(r.fraction for r in here)):
@@ -108,35 +135,113 @@ def ablation_tables(results: Sequence[Result], baseline: str = "random") -> list
     return lines
 
 
-def difference_rows(results: Sequence[Result], baseline: str) -> list[list[str]]:
-    """Start − baseline for each share of the labels, paired over images and seeds; of one data set."""
-    rows = []
+def differences(results: Sequence[Result], baseline: str) -> dict[tuple[float, str], dict[str, Interval]]:
+    """(Share of the labels, start) → pooled score → start − baseline, paired over images and seeds; of one data set."""
+    found = {}
     for fraction in sorted(unique(r.fraction for r in results)):
         same = [r for r in results if r.fraction == fraction]
         for start in unique(r.method for r in same if r.method != baseline):
-            pair = [{r.seed: r for r in same if r.method == name} for name in (baseline, start)]
-            seeds = sorted(pair[0].keys() & pair[1].keys())
-            if not seeds:
-                continue
-            first, second = (runs([side[seed] for seed in seeds]) for side in pair)
-            change = difference_intervals(first, second)["pooled"]
-            words = verdict(change[SHOWN[0]])
-            row = [f"{fraction:g} %", f"{start} − {baseline}", *(signed(change[name]) for name in SHOWN), words]
-            rows.append(row)
+            pair = paired(same, baseline, start)
+            if pair:
+                found[fraction, start] = difference_intervals(*pair)["pooled"]
+    return found
+
+
+def paired(results: Sequence[Result], first: str, second: str) -> tuple[list[list[Any]], list[list[Any]]] | None:
+    """`runs` of two methods on the seeds that both have; None where there is no such seed."""
+    sides = [{r.seed: r for r in results if r.method == name} for name in (first, second)]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    if not seeds:
+        return None
+    one, other = (runs([side[seed] for seed in seeds]) for side in sides)
+    return one, other
+
+
+def difference_rows(results: Sequence[Result], baseline: str) -> list[list[str]]:
+    """The table rows of `differences`, with what the first score says."""
+    rows = []
+    for (fraction, start), change in differences(results, baseline).items():
+        row = [f"{fraction:g} %", f"{start} − {baseline}", *(signed(change[name]) for name in SHOWN)]
+        rows.append([*row, verdict(change[SHOWN[0]], len(results[0].images))])
     return rows
 
 
+# ---- words ----
+
+
 def summary_words(results: Sequence[Result], baseline: str = "random") -> list[str]:
-    """One sentence a data set and start: where it helps, where not, and by how much."""
+    """Where each start helps, where it does harm, where neither, and by how much; counted and in full."""
     lines = []
-    for dataset in unique(r.dataset for r in results):
-        here = [r for r in results if r.dataset == dataset]
-        for start in unique(r.method for r in here if r.method != baseline):
-            rows = difference_rows([r for r in here if r.method in (baseline, start)], baseline)
-            parts = [f"{row[-1]} with {row[0]} of the labels ({SHOWN[0]} {row[2]})" for row in rows]
-            if parts:
-                lines.append(f"- {dataset}, `{start}` against `{baseline}`: {'; '.join(parts)}.")
+    for start in unique(r.method for r in results if r.method != baseline):
+        both = [r for r in results if r.method in (baseline, start)]
+        by_dataset = {name: [r for r in both if r.dataset == name] for name in unique(r.dataset for r in both)}
+        enough = {name: mine for name, mine in by_dataset.items() if len(mine[0].images) >= FEW_IMAGES}
+        changes = {
+            (name, fraction): change[SHOWN[0]]
+            for name, mine in enough.items()
+            for (fraction, _), change in differences(mine, baseline).items()
+        }
+        lines += [*_verdict_words(start, baseline, changes), *_pace_words(both, start, baseline)]
+        few = [name for name in by_dataset if name not in enough]
+        if few:
+            lines.append(f"- Not counted, having fewer than {FEW_IMAGES} test images: {', '.join(few)}.")
     return lines
+
+
+def _verdict_words(start: str, baseline: str, changes: dict[tuple[str, float], Interval]) -> list[str]:
+    """How often better, worse or neither; the mean change by share of the labels; then every case by name."""
+    if not changes:
+        return [f"- `{start}` against `{baseline}`: no data set has {FEW_IMAGES} test images, nothing can be said."]
+    groups: dict[str, list[str]] = {word: [] for word in VERDICTS}
+    for (name, fraction), change in changes.items():
+        groups[verdict(change, FEW_IMAGES)].append(f"{name} with {fraction:g} % of the labels ({signed(change)})")
+    counts = ", ".join(f"{word} in {len(cases)}" for word, cases in groups.items())
+    compared = f"{len(changes)} comparisons (data set × share of the labels)"
+    by_chance = f"By chance alone about {0.05 * len(changes):.1f} of them would be better or worse."
+    lines = [f"- `{start}` against `{baseline}`, {compared}: {counts}. {by_chance}"]
+    means = []
+    for fraction in sorted({fraction for _, fraction in changes}):
+        mean = np.mean([change.value for (_, f), change in changes.items() if f == fraction])
+        means.append(f"{mean:+.3f} with {fraction:g} %".replace("-", "−"))
+    lines.append(f"- Mean change over these data sets: {', '.join(means)} of the labels.")
+    return lines + [f"- {word.capitalize()}: {'; '.join(cases)}." for word, cases in groups.items() if cases]
+
+
+def _pace_words(results: Sequence[Result], start: str, baseline: str) -> list[str]:
+    """How far the start is ahead on the val split at the first and at the last look, with the largest share."""
+    full = [r for r in results if r.fraction == max(x.fraction for x in results)]
+    sides = [{(r.dataset, r.seed): dict(r.facts["curve"]) for r in full if r.method == m} for m in (baseline, start)]
+    gaps: dict[int, list[float]] = {}
+    for key in sides[0].keys() & sides[1].keys():
+        for step in sides[0][key].keys() & sides[1][key].keys():
+            gaps.setdefault(step, []).append(sides[1][key][step] - sides[0][key][step])
+    if not gaps:
+        return []
+    looks = ", ".join(f"{np.mean(gaps[step]):+.3f} at step {step}".replace("-", "−") for step in sorted(gaps))
+    return [f"- During training, `{start}` − `{baseline}` on the val split (mean of data sets and seeds): {looks}."]
+
+
+def peer_words(results: Sequence[Result]) -> list[str]:
+    """Each of our rows of one data set against the best of the others, by pooled MMA, paired over the images."""
+    ours = unique(r.method for r in results if r.method.startswith("DINOCell"))
+    values = {
+        name: score_intervals(runs([r for r in results if r.method == name]))["pooled"][SHOWN[0]].value
+        for name in unique(r.method for r in results if r.method not in ours)
+    }
+    if not values:
+        return []
+    best = max(values, key=lambda name: values[name])
+    lines = []
+    for name in ours:
+        pair = paired(results, best, name)
+        if pair:
+            change = difference_intervals(*pair)["pooled"][SHOWN[0]]
+            words = verdict(change, len(results[0].images))
+            lines.append(f"- {name} against {best}, the best of the others: {words} (MMA {signed(change)}).")
+    return [*lines, ""] if lines else []
+
+
+# ---- figures ----
 
 
 def draw_labels(results: Sequence[Result]) -> Figure:
@@ -169,9 +274,11 @@ def draw_training(results: Sequence[Result]) -> Figure:
     """MMA on the val split over training steps with all labels: a panel a data set, a line a start, dots for seeds."""
     full = [r for r in results if r.fraction == max(x.fraction for x in results)]
     datasets, starts = unique(r.dataset for r in full), unique(r.method for r in full)
-    figure = Figure(figsize=(3.6 * len(datasets), 2.9), layout="constrained")
-    axes = figure.subplots(1, len(datasets), squeeze=False)[0]
-    for ax, dataset in zip(axes, datasets, strict=True):
+    columns = min(len(datasets), 3)
+    rows = -(-len(datasets) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for ax, dataset in zip(axes, datasets, strict=False):
         for color, start in zip(PALETTE, starts, strict=False):
             curves = [r.facts["curve"] for r in full if (r.dataset, r.method) == (dataset, start)]
             points = [(step, value) for curve in curves for step, value in curve]
@@ -180,8 +287,11 @@ def draw_training(results: Sequence[Result]) -> Figure:
             ax.plot([s for s, _ in points], [v for _, v in points], ".", color=color, alpha=0.4)
             ax.plot(steps, means, color=color, marker="o", ms=4, label=start)
         _style(ax, dataset, "optimizer steps")
-    axes[0].set_ylabel("MMA, val split")
-    axes[-1].legend(fontsize=8)
+    for ax in axes[len(datasets) :]:
+        ax.set_axis_off()
+    for ax in axes[::columns]:
+        ax.set_ylabel("MMA, val split")
+    axes[0].legend(fontsize=8)
     return figure
 
 

@@ -1,8 +1,11 @@
 """benchmarks/results.py: label subsets, tables of known answer, and that what is finished is not done again."""
 
 import argparse
+import dataclasses
 import importlib
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +15,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from dinocell import log
+from dinocell.checkpoint import CheckpointManager
+from dinocell.config import load, to_yaml
 from dinocell.data import synthetic
 from dinocell.data.baseline import otsu_watershed
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import open_dataset
-from dinocell.errors import ConfigError
+from dinocell.errors import ConfigError, DataError
 from dinocell.metrics import ImageScores, score_image
+from dinocell.pretrain import PretrainConfig
+
+TINY = ["crop_size=64", "input_size=64", "overlap=16", "backbone.depth=1", "decoder.neck_width=16", "device=cpu"]
+TINY += ["train.batch_size=2", "data.check_images=1", "validate.times=1", "validate.tune_decoding=false"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +37,7 @@ def bench(repository: Path) -> Iterator[Any]:
     """The modules of benchmarks/, which are scripts beside each other and no package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(repository / "benchmarks"))
-        names = ("results", "results_cells", "results_page", "results_tables")
+        names = ("results", "results_cells", "results_page", "results_stage1", "results_tables")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -91,25 +102,52 @@ def test_differences_are_paired_and_said_in_words(bench: Any) -> None:
     rows += [result(bench, "stage1", high, seed=s) for s in (0, 1)]
     rows += [result(bench, "random", low, fraction=5), result(bench, "stage1", low, fraction=5)]
     found = bench.results_tables.difference_rows(rows, "random")
-    assert found[0][:3] == ["5 %", "stage1 − random", "+0.000 [+0.000, +0.000]"]
+    assert found[0][:3] == ["5 %", "stage1 − random", "+0.000"]
     assert found[0][-1] == "no difference beyond chance"
-    assert found[1][:3] == ["100 %", "stage1 − random", "+0.100 [+0.100, +0.100]"]
+    assert found[1][:3] == ["100 %", "stage1 − random", "+0.100"]
     assert found[1][-1] == "better"
     worse = bench.results_tables.difference_rows(rows[:4], "stage1")
     assert worse[0][-1] == "worse"
-    assert worse[0][2] == "−0.100 [−0.100, −0.100]"
-    words = " ".join(bench.results_tables.summary_words(rows))
-    assert "better with 100 % of the labels (MMA +0.100" in words
-    assert "no difference beyond chance with 5 %" in words
+    assert worse[0][2] == "−0.100"
+
+
+def test_the_words_count_where_a_start_helps_and_leave_out_what_has_too_few_images(bench: Any) -> None:
+    low, high = [1, 8, 2, 7, 3, 6], [2, 9, 3, 8, 4, 7]
+    rows = []
+    for dataset, better, worse in (("first", high, low), ("second", low, high), ("third", low, low)):
+        rows += [result(bench, "random", worse, dataset=dataset), result(bench, "stage1", better, dataset=dataset)]
+    rows += [result(bench, name, scores, dataset="small") for name, scores in (("random", [1, 1]), ("stage1", [9, 9]))]
+    words = bench.results_tables.summary_words(rows)
+    assert "3 comparisons" in words[0]
+    assert "better in 1, worse in 1, no difference beyond chance in 1" in words[0]
+    assert "+0.000 with 100 %" in words[1]
+    assert "- Better: first with 100 % of the labels (+0.100)." in words
+    assert "- Worse: second with 100 % of the labels (−0.100)." in words
+    assert any(line.startswith("- Not counted") and line.endswith(": small.") for line in words)
+    assert bench.results_tables.difference_rows(rows[-2:], "random")[0][-1] == "too few images"
+
+
+def test_the_words_tell_how_far_a_start_is_ahead_during_training(bench: Any) -> None:
+    ahead = {"train_images": 7, "curve": [[10, 0.4], [20, 0.35]], "run": "absent", "seconds_per_image": 0.5}
+    rows = [result(bench, "random", [1] * 5), result(bench, "stage1", [1] * 5, facts=ahead)]
+    assert any("+0.200 at step 10, −0.050 at step 20" in line for line in bench.results_tables.summary_words(rows))
+
+
+def test_peers_are_compared_with_the_best_of_them(bench: Any) -> None:
+    rows = [
+        result(bench, name, good, part="peers")
+        for name, good in (("Otsu", [2] * 5), ("StarDist", [5, 5, 5, 5, 5]), ("DINOCell (random start)", [4] * 5))
+    ]
+    [line, _] = bench.results_tables.peer_words(rows)
+    assert "StarDist, the best of the others: worse (MMA −0.100)" in line
+    assert "| StarDist | 0.500 | 0.50 |" in bench.results_tables.peer_summary(rows)
 
 
 def test_tables_show_the_scores_and_their_intervals(bench: Any) -> None:
     facts = {"train_seconds": 61.4, "seconds_per_image": 0.256, "version": "otsu 1"}
     peers = [result(bench, "Otsu", [4, 4, 4], part="peers", facts=facts)]
     text = "\n".join(bench.results_tables.peer_tables(peers))
-    assert (
-        "| Otsu | 0.400 [0.400, 0.400] | 0.400 [0.400, 0.400] | 0.400 [0.400, 0.400] | 0.400 [0.400, 0.400] |" in text
-    )
+    assert "| Otsu | 0.400 | 0.400 | 0.400 | 0.400 |" in text
     assert "| Otsu | 61 | 0.26 | 1 | otsu 1 |" in text
     ablation = [result(bench, "random", [2, 2], seed=0), result(bench, "random", [6, 6], seed=1)]
     text = "\n".join(bench.results_tables.ablation_tables(ablation))
@@ -178,6 +216,57 @@ def arguments(sample: Path, out: Path) -> argparse.Namespace:
     return argparse.Namespace(data=[str(sample)], out=out, threads=1, steps=2, images=1, config=recipe, seconds=1.0)
 
 
+def test_a_training_that_was_stopped_is_not_scored_and_the_command_goes_on(
+    bench: Any, sample: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    line = f"--data {sample} --out {tmp_path / 'out'} --docs {tmp_path / 'docs'} --part ablation --fractions 100"
+    line += " --seeds 0 --steps 4 --threads 1 " + " ".join(TINY)
+    monkeypatch.setattr(sys, "argv", ["results.py", *line.split()])
+    real, threads, handler = bench.results.run, torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+
+    def killed(config: Any) -> Path:
+        """The first checkpoint is a time to be killed; Python delivers the signal between two of its operations."""
+        save = CheckpointManager.save
+
+        def save_and_die(self: Any, step: int, state: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return save(self, step, state)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CheckpointManager, "save", save_and_die)
+            return Path(real(dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=1))))
+
+    try:
+        monkeypatch.setattr(bench.results, "run", killed)
+        with pytest.raises(DataError, match="nothing is finished"):
+            bench.results.main()
+        assert not list((tmp_path / "out" / "cells").glob("*.json"))
+        monkeypatch.setattr(bench.results, "run", real)
+        bench.results.main()
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGTERM, handler)
+    [cell] = (tmp_path / "out" / "cells").glob("*.json")
+    [found] = bench.results_cells.load(cell)
+    steps = [row["step"] for row in log.read_metrics(Path(found.facts["run"]) / "metrics.jsonl", "val")]
+    assert steps == [4]
+    assert "random" in (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_stage_1_was_trained(bench: Any, repository: Path, tmp_path: Path) -> None:
+    base = str(repository / "ssl" / "configs" / "vits8_cpu.yaml")
+    own = ["data.root=[/somewhere/crops]", f"output_dir={tmp_path}", "optim.base_lr=0.0007", "augment.rotate90=true"]
+    (tmp_path / "config.yaml").write_text(to_yaml(load(PretrainConfig, base, own)), encoding="utf-8")
+    command = bench.results_stage1.stage1_command(tmp_path / "config.yaml")
+    assert "/somewhere" not in command
+    arguments = shlex.split(command.replace("\\\n", " "))
+    assert arguments[:4] == ["python", "ssl/train.py", "--config", "ssl/configs/vits8_cpu.yaml"]
+    again = load(PretrainConfig, base, arguments[4:])
+    assert (again.optim.base_lr, again.augment.rotate90) == (0.0007, True)
+    assert len(arguments) <= 8, "what is as in the recipe need not be said"
+
+
 def test_a_peer_runs_in_its_own_process_and_is_scored_on_what_it_wrote(
     bench: Any, sample: Path, tmp_path: Path
 ) -> None:
@@ -193,9 +282,7 @@ def test_one_training_of_the_ablation(
     bench: Any, sample: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository)
-    tiny = ["crop_size=64", "input_size=64", "overlap=16", "backbone.depth=1", "decoder.neck_width=16", "device=cpu"]
-    tiny += ["train.batch_size=2", "data.check_images=1", "validate.times=1", "validate.tune_decoding=false"]
-    [found] = bench.results.one_ablation(arguments(sample, tmp_path), tiny, "random", "", 34, 0, "cell")
+    [found] = bench.results.one_ablation(arguments(sample, tmp_path), TINY, "random", "", 34, 0, "cell")
     assert (found.method, found.fraction, found.budget, len(found.scores)) == ("random", 34, 2, 1)
     assert found.facts["train_images"] == 2  # a third of three, and the one val image
     assert [step for step, _ in found.facts["curve"]] == [2]
