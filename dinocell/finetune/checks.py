@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class ImageFacts:
 
     Attributes:
         shape: of the file (H, W).
+        rescaled: side at the training scale over that in the file.
         cells: number of labels. diameters: of circles of equal area.
         labelled: share of pixels with a label.
         longest_side: of any cell's box.
@@ -41,6 +42,7 @@ class ImageFacts:
     dataset: str
     stem: str
     shape: tuple[int, int]
+    rescaled: float
     cells: int
     diameters: NDArray[np.float64]
     labelled: float
@@ -53,13 +55,27 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CellSizes:
+    """How large the cells are that a model is trained on; what `dinocell segment` goes by for new images.
+
+    Attributes:
+        diameter: median over all cells, px at the training scale; None when nothing was checked.
+        diameters: the same for each dataset that has cells.
+        scales: median over the images of each dataset of the training scale over the file's.
+    """
+
+    diameter: float | None = None
+    diameters: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCheck:
-    """Lines for the user, and the cells' median diameter (px at the training scale), in all and by dataset."""
+    """Lines for the user, and the cells' sizes."""
 
     summary: tuple[str, ...]
     warnings: tuple[str, ...]
-    diameter: float
-    diameters: dict[str, float]
+    sizes: CellSizes
 
 
 def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
@@ -71,6 +87,7 @@ def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
         dataset=dataset,
         stem=stem,
         shape=(prepared.truth.shape[0], prepared.truth.shape[1]),
+        rescaled=prepared.rescaled,
         cells=len(areas),
         diameters=2.0 * np.sqrt(areas / np.pi),
         labelled=float((labels > 0).mean()),
@@ -230,13 +247,21 @@ def check_training_data(
             "check that masks hold numbers above 0 where cells are, and that they were not saved as outlines or alpha"
         )
     warnings = problems(facts, crop_size=crop_size, pixels_per_patch=pixels_per_patch, instances=instances)
-    diameter = float(np.median(np.concatenate([f.diameters for f in facts])))
-    by_dataset = {
-        name: float(np.median(np.concatenate([f.diameters for f in members])))
-        for name, members in _by_dataset(facts).items()
-        if any(f.cells for f in members)
-    }
-    return DataCheck(summary=tuple(summary(facts)), warnings=tuple(warnings), diameter=diameter, diameters=by_dataset)
+    return DataCheck(summary=tuple(summary(facts)), warnings=tuple(warnings), sizes=cell_sizes(facts))
+
+
+def cell_sizes(facts: Sequence[ImageFacts]) -> CellSizes:
+    """Typical diameters and scales of images of which at least one has cells."""
+    filled = {name: members for name, members in _by_dataset(facts).items() if any(f.cells for f in members)}
+    return CellSizes(
+        diameter=_median_diameter(facts),
+        diameters={name: _median_diameter(members) for name, members in filled.items()},
+        scales={name: float(np.median([f.rescaled for f in members if f.cells])) for name, members in filled.items()},
+    )
+
+
+def _median_diameter(facts: Sequence[ImageFacts]) -> float:
+    return float(np.median(np.concatenate([f.diameters for f in facts])))
 
 
 def _by_dataset(facts: Sequence[ImageFacts]) -> dict[str, list[ImageFacts]]:

@@ -15,6 +15,7 @@ import torch
 from dinocell.checkpoint import atomic_write_text, sha256_of
 from dinocell.config import from_dict
 from dinocell.data.labelled import DatasetInfo, LabelledItem
+from dinocell.finetune.checks import CellSizes
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.tuning import Tuning, tuned_fields
 from dinocell.finetune.validation import Validation
@@ -31,19 +32,16 @@ LIMITS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a model was trained on: dataset descriptions with their numbers of training images, the cells' median
-    diameter (px at the training scale), in all and by dataset, and its starting weights."""
+    """What a model was trained on: dataset descriptions with their numbers of training images, the sizes of the cells,
+    and its starting weights."""
 
     datasets: tuple[tuple[DatasetInfo, int], ...]
     initial_weights: str
     initial_sha256: str
-    diameter: float | None
-    diameters: Mapping[str, float]
+    sizes: CellSizes
 
 
-def provenance(
-    items: Sequence[LabelledItem], config: FinetuneConfig, diameter: float | None, diameters: Mapping[str, float]
-) -> Provenance:
+def provenance(items: Sequence[LabelledItem], config: FinetuneConfig, sizes: CellSizes) -> Provenance:
     """Describe training items and starting weights (folders and checksums only, no images)."""
     counts: dict[DatasetInfo, int] = {}
     for item in items:
@@ -58,8 +56,7 @@ def provenance(
         datasets=tuple(counts.items()),
         initial_weights=config.backbone.weights or config.start or "random",
         initial_sha256=sha256_of(weights) if known and weights is not None else "",
-        diameter=diameter,
-        diameters=diameters,
+        sizes=sizes,
     )
 
 
@@ -91,12 +88,17 @@ def write_model_folder(
         "rescale": "auto" if config.data.rescales and config.objective.kind == "flows" else "own",
         "training": {
             "step": step,
-            "diameter": origin.diameter,
+            "diameter": origin.sizes.diameter,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "initial_weights": Path(origin.initial_weights).name,
             "initial_weights_sha256": origin.initial_sha256,
             "datasets": [
-                {**dataclasses.asdict(info), "train_images": count, "diameter": origin.diameters.get(info.name)}
+                {
+                    **dataclasses.asdict(info),
+                    "train_images": count,
+                    "diameter": origin.sizes.diameters.get(info.name),
+                    "scale": origin.sizes.scales.get(info.name),
+                }
                 for info, count in origin.datasets
             ],
             "seed": config.seed,

@@ -26,7 +26,7 @@ class RunOutput:
         self.directory = Path(config.output_dir)
         self._config, self._model, self._data = config, model, data
         self._main = distributed.is_main()
-        self._origin = provenance(data.train_items, config, data.diameter, data.diameters)
+        self._origin = provenance(data.train_items, config, data.sizes)
         if self._main:
             self.directory.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.directory / "config.yaml", to_yaml(config))

@@ -11,7 +11,7 @@ from dinocell import distributed, log
 from dinocell.config import to_dict
 from dinocell.data.labelled import LabelledItem, Split, open_dataset
 from dinocell.errors import ConfigError, DataError
-from dinocell.finetune.checks import DataCheck, check_training_data
+from dinocell.finetune.checks import CellSizes, DataCheck, check_training_data
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import CropDataset, ImageStore
 from dinocell.finetune.sampler import SampleOrder
@@ -41,19 +41,14 @@ _FREE = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Training crops, validation images, length of the training, and what the data check found.
-
-    `diameter` is the cells' median diameter in px at the training scale, None when nothing was checked; `diameters` the
-    same for each dataset whose images were looked at.
-    """
+    """Training crops, validation images, length of the training, and what the data check found."""
 
     train: CropDataset
     train_items: tuple[LabelledItem, ...]
     val: ImageStore
     total_steps: int
     notes: tuple[str, ...]
-    diameter: float | None
-    diameters: dict[str, float]
+    sizes: CellSizes
 
 
 def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
@@ -68,11 +63,10 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         raise DataError(f"{', '.join(config.data.root)}: the train split holds no image")
     store = ImageStore(items, config, log.warning)
     notes: tuple[str, ...] = ()
-    diameter: float | None = None
-    diameters: dict[str, float] = {}
+    sizes = CellSizes()
     if config.data.check_images:
         notes, check = _check(store, config)
-        diameter, diameters = check.diameter, check.diameters
+        sizes = check.sizes
     names = sorted({item.dataset.name for item in items})
     order = SampleOrder([names.index(item.dataset.name) for item in items], config.data.sampling, config.seed)
     val_items = open_items(config, "val")
@@ -87,8 +81,7 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         val=ImageStore(val_items, config, log.warning),
         total_steps=total,
         notes=notes,
-        diameter=diameter,
-        diameters=diameters,
+        sizes=sizes,
     )
 
 

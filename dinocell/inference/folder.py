@@ -27,6 +27,7 @@ from dinocell.inference.outputs import Format, check_formats, output_paths, save
 from dinocell.inference.planes import Plane, count_planes, iter_planes, open_image
 from dinocell.inference.result import SegmentationResult
 from dinocell.inference.resume import KeptScratch
+from dinocell.inference.scale import is_routine
 from dinocell.inference.segment import Job, Segmenter
 from dinocell.inference.shards import SUMMARY_NAME, Shard
 
@@ -347,7 +348,8 @@ def _said(outcome: Outcome) -> Outcome:
     if outcome.reason:
         where = f"{outcome.file}{' ' + outcome.plane if outcome.plane else ''}"
         reason = outcome.reason.removeprefix(f"{outcome.file}: ")
-        log.warning(f"{where}: {'failed: ' if outcome.status == 'failed' else ''}{reason}")
+        routine = outcome.status != "failed" and all(map(is_routine, outcome.reason.split("; ")))
+        (log.info if routine else log.warning)(f"{where}: {'failed: ' if outcome.status == 'failed' else ''}{reason}")
     return outcome
 
 

@@ -26,6 +26,7 @@ CANDIDATES = 6
 SURE_ERROR = 0.45
 """Mean squared flow error above which the cells found are no better than what a network finds in texture."""
 SURE_CELLS = 5
+UNSURE = "diameter auto: not sure"
 
 Float32 = NDArray[np.float32]
 Predict = Callable[[list[Float32]], Float32]
@@ -36,7 +37,7 @@ class Estimate:
     """What was found.
 
     Attributes:
-        scale: factor from the image's pixels to the model's; 1 when not sure.
+        scale: factor from the image's pixels to the model's; when not sure, that of the training images.
         diameter: of the cells, px of the image; None when not sure.
         cells: number of cells looked at.
         error: mean squared flow error of these cells.
@@ -50,18 +51,28 @@ class Estimate:
     def __str__(self) -> str:
         if self.diameter is None:
             found = f"{self.cells} cells with flow error {self.error:.2f}" if self.cells else "no cells"
-            return f"diameter auto: not sure ({found}), own scale kept; give the diameter if the cells come out wrong"
+            scaled = "own scale kept" if self.scale == 1 else f"scaled by {self.scale:.3g}, as in training"
+            return f"{UNSURE} ({found}), {scaled}; give the diameter if the cells come out wrong"
         scaled = f"scaled by {self.scale:.3g}" if self.scale != 1 else "which the model knows: own scale kept"
         return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells; {scaled}"
 
 
+def is_routine(note: str) -> bool:
+    """Whether a note only says which scale was taken, so that nobody need be warned."""
+    return note.startswith(("diameter auto:", "scaled by")) and not note.startswith(UNSURE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Diameters (px) that a model knows: of all its training cells, and the smallest and largest of its data sets."""
+    """What a model knows: diameters (px) of all its training cells, and the smallest and largest of its data sets'.
+
+    `usual` is the factor that images were scaled by in training, the median of its data sets'.
+    """
 
     median: float
     smallest: float
     largest: float
+    usual: float = 1.0
 
     def scale_for(self, diameter: float) -> float:
         """Factor that brings cells of a diameter into the range that the model knows; 1 for those in it."""
@@ -74,9 +85,11 @@ def training_diameters(meta: Mapping[str, Any]) -> Trained | None:
     median = training.get("diameter")
     if not median:
         return None
-    datasets = [float(entry["diameter"]) for entry in training.get("datasets") or () if entry.get("diameter")]
-    known = [float(median), *datasets]
-    return Trained(median=float(median), smallest=min(known), largest=max(known))
+    datasets = [entry for entry in training.get("datasets") or () if entry.get("diameter")]
+    known = [float(median), *(float(entry["diameter"]) for entry in datasets)]
+    scales = [float(entry.get("scale") or 1.0) for entry in datasets]
+    usual = float(np.median(scales)) if scales else 1.0
+    return Trained(median=float(median), smallest=min(known), largest=max(known), usual=usual)
 
 
 def estimate_diameter(
@@ -99,7 +112,7 @@ def estimate_diameter(
         again = _look(picture, predict, objective, window, trained.median / best.diameter)
         best = min(best, again, key=_rank)
     if best.diameter is None or best.error > SURE_ERROR or best.cells < SURE_CELLS:
-        return Estimate(scale=1.0, diameter=None, cells=best.cells, error=best.error)
+        return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
     scale = trained.scale_for(best.diameter)
     return Estimate(scale=scale, diameter=best.diameter, cells=best.cells, error=best.error)
 

@@ -35,7 +35,7 @@ from dinocell.inference.planes import Image, InputPlane, Plane, count_planes, it
 from dinocell.inference.resample import Picture, ScaledPicture, WholePicture
 from dinocell.inference.result import SegmentationResult, compact_dtype
 from dinocell.inference.resume import Scratch
-from dinocell.inference.scale import Estimate, estimate_diameter, training_diameters
+from dinocell.inference.scale import Estimate, estimate_diameter, is_routine, training_diameters
 from dinocell.inference.streaming import StreamedInput
 from dinocell.inference.tiling import OVERLAP, Window, evaluating, predict_stream, run_batch
 from dinocell.models import load_model_folder
@@ -383,4 +383,4 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 def _tell(plane: InputPlane, notes: Iterable[str]) -> None:
     for note in notes:
-        log.warning(f"{plane.name + ': ' if plane.name else ''}{note}")
+        (log.info if is_routine(note) else log.warning)(f"{plane.name + ': ' if plane.name else ''}{note}")

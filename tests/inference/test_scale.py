@@ -1,10 +1,12 @@
 """`diameter=auto` finds the size of the cells with a network that knows one size, and says when it does not."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from scipy import ndimage
 from torch import nn
@@ -12,7 +14,7 @@ from torch import nn
 from dinocell.cli import _diameter
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.errors import ConfigError
-from dinocell.inference import Segmenter, SegmentOptions
+from dinocell.inference import Segmenter, SegmentOptions, run
 from dinocell.inference.resample import WholePicture
 from dinocell.inference.scale import Trained, training_diameters
 from dinocell.inference.streaming import StreamedInput
@@ -84,6 +86,25 @@ def test_without_cells_the_scale_stays_and_that_is_said(kind: str, capsys: pytes
     assert "diameter auto: not sure" in capsys.readouterr().err
 
 
+def test_without_cells_the_scale_of_the_training_images_is_taken() -> None:
+    model = segmenter()
+    model.meta["training"]["datasets"] = [{"diameter": 20, "scale": s} for s in (0.25, 0.5, 1.0)]
+    noise = np.random.default_rng(0).integers(0, 255, (140, 160)).astype(np.uint8)
+    found = model.estimate_diameter(WholePicture(preprocess(noise, PreprocessConfig(clahe=False))))
+    assert found.diameter is None and found.scale == 0.5
+    assert "not sure" in str(found) and "scaled by 0.5, as in training" in str(found)
+
+
+@pytest.mark.parametrize("kind", ["found", "not sure"])
+def test_only_a_scale_in_doubt_is_a_warning(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = field(50, 400) if kind == "found" else np.zeros((60, 60), np.uint8) + np.eye(60, dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    run([tmp_path / "a.tif"], tmp_path / "out", segmenter(), diameter="auto")
+    out, err = capsys.readouterr()
+    assert ("diameter auto" in err) == (kind == "not sure")
+    assert ("diameter auto" in out) == (kind == "found")
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_auto_end_to_end(large: bool, capsys: pytest.CaptureFixture[str]) -> None:
     image = field(50, 400)
@@ -94,7 +115,7 @@ def test_auto_end_to_end(large: bool, capsys: pytest.CaptureFixture[str]) -> Non
     assert found.labels.shape == image.shape and isinstance(found.labels, np.memmap) == large
     assert abs(found.count - count) <= 0.1 * count
     assert ((found.labels > 0) == (truth > 0)).mean() > 0.93
-    assert "diameter auto: 5" in capsys.readouterr().err or any("diameter auto" in note for note in found.notes)
+    assert "diameter auto: 5" in capsys.readouterr().out or any("diameter auto" in note for note in found.notes)
 
 
 def test_models_of_rescaled_images_estimate_unless_told_otherwise() -> None:
