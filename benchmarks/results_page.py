@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from recipes import recipe_command
 from results_cells import Result, test_items
-from results_stage1 import stage1_lines
 from results_tables import (
     ablation_tables,
     draw_labels,
@@ -28,6 +28,7 @@ from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import LabelledItem
 from dinocell.data.preprocess import to_uint8
 from dinocell.models import VisionTransformer, load_backbone, load_model_folder
+from dinocell.pretrain import PretrainConfig
 from dinocell.pretrain.probes import central
 from dinocell.pretrain.report import patch_tokens
 from dinocell.report.pca import pca_grid
@@ -120,6 +121,18 @@ HOW_NOTE = (
     "([benchmarks/peers/README.md](../benchmarks/peers/README.md)); a backbone for `--start` comes from "
     "`ssl/train.py` and `ssl/export_backbone.py`, its crops from `dinocell curate`."
 )
+
+
+def stage1_lines(given: argparse.Namespace) -> list[str]:
+    """How the backbones of --start were trained, where stage 1 left its config.yaml beside them."""
+    lines = []
+    fixed = ["data.root=CROPS", "output_dir=runs/stage1"]
+    for name, _, file in (text.partition("=") for text in given.start):
+        recipe = Path(file).parent / "config.yaml"
+        if file and recipe.is_file():
+            command = recipe_command("ssl/train.py", PretrainConfig, recipe, fixed)
+            lines += [f"`{name}` was trained by", "", "```", command, "```", ""]
+    return lines
 
 
 def command(given: argparse.Namespace, overrides: Sequence[str]) -> str:

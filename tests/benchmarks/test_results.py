@@ -37,7 +37,7 @@ def bench(repository: Path) -> Iterator[Any]:
     """The modules of benchmarks/, which are scripts beside each other and no package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(repository / "benchmarks"))
-        names = ("results", "results_cells", "results_page", "results_stage1", "results_tables")
+        names = ("results", "results_cells", "results_page", "recipes", "results_tables")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -258,7 +258,11 @@ def test_the_page_says_how_stage_1_was_trained(bench: Any, repository: Path, tmp
     base = str(repository / "ssl" / "configs" / "vits8_cpu.yaml")
     own = ["data.root=[/somewhere/crops]", f"output_dir={tmp_path}", "optim.base_lr=0.0007", "augment.rotate90=true"]
     (tmp_path / "config.yaml").write_text(to_yaml(load(PretrainConfig, base, own)), encoding="utf-8")
-    command = bench.results_stage1.stage1_command(tmp_path / "config.yaml")
+    lines = bench.results_page.stage1_lines(
+        argparse.Namespace(start=["random", f"adapted={tmp_path / 'b.safetensors'}"])
+    )
+    assert lines[0] == "`adapted` was trained by"
+    command = lines[3]
     assert "/somewhere" not in command
     arguments = shlex.split(command.replace("\\\n", " "))
     assert arguments[:4] == ["python", "ssl/train.py", "--config", "ssl/configs/vits8_cpu.yaml"]

@@ -1,0 +1,257 @@
+"""From a finished fine-tuning run to a packaged model: half precision, scores on test splits, card.
+
+    python benchmarks/package_model.py runs/finetune --out dinocell/models/packaged/cells --licence Apache-2.0 \
+        --test DATA/nuclei DATA/phase … [--card CARD.md] [--work runs/package] [--device cpu]
+
+The weights are stored in half precision first, and what is stored is scored: every image of the test splits as
+`dinocell segment` sees it with no option given, so with the model's own estimate of scale, beside Otsu + watershed.
+Scores, licence and the data's licences go into config.json, from where `dinocell models` reads them; the card gets the
+sections `Network and run` and `Scores on the test splits` and the table `| labelled data |`. All other words of the
+card are kept: write there what was trained before (stage 1, hours, earlier runs) and where the model fails. The card
+is the one of --card, else the one that lies in OUT, else a new one. Nothing is put into OUT before all is done.
+
+Scoring is kept in WORK by the weights' checksum: run it again after changing words, or after a kill.
+A data set of --test that the model was not trained on is listed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from recipes import recipe_command
+
+from dinocell import log
+from dinocell.checkpoint import atomic_write_text, sha256_of
+from dinocell.data.labelled import open_dataset
+from dinocell.errors import ConfigError, DataError, run_main
+from dinocell.evaluation import evaluate_model
+from dinocell.finetune import FinetuneConfig
+from dinocell.inference import load_model
+from dinocell.inference.packaged import find_model, model_info
+from dinocell.models import halve_model_folder
+
+SCORES = ("MMA", "SEG", "DET", "AP50", "AP75", "PQ")
+SHOWN = ("MMA", "SEG", "DET", "AP50")
+KINDS = {"macro": "mean over images", "pooled": "pooled"}
+SCORES_NOTE = (
+    "Never trained or tuned on; `benchmarks/package_model.py`, the stored weights as `dinocell segment` uses them "
+    "without options. Otsu's threshold with a watershed beside it."
+)
+MACRO_IS = "mean over data sets of the mean over images"
+
+
+def main() -> None:
+    """Halve, score, describe, put in place."""
+    given = parse()
+    source = find_model(str(given.run))
+    for root in given.test:  # a wrong path shows now
+        open_dataset(root, "test")
+    draft = given.work / "model"
+    shutil.rmtree(draft, ignore_errors=True)
+    halve_model_folder(source, draft)
+    found = {}
+    for root in given.test:
+        name, entry = scored(draft, root, given.work, given.device)
+        found[name] = entry
+    meta = described(json.loads((draft / "config.json").read_text(encoding="utf-8")), found, draft, given.licence)
+    atomic_write_text(draft / "config.json", json.dumps(meta, indent=2) + "\n")
+    old = given.card or given.out / "README.md"
+    text = old.read_text(encoding="utf-8") if old.is_file() else new_card(given.out.name)
+    run = source.parent if source.name == "model" else source
+    for card in draft.glob("*.md"):
+        card.unlink()
+    atomic_write_text(draft / "README.md", with_sections(text, meta, found, draft, run))
+    load_model(draft)  # what does not load is not put in place
+    put(draft, given.out)
+    log.info(f"{given.out}: {meta['test']['mean']}")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder of fine-tuning, or its model folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the packaged model; it is replaced")
+    parser.add_argument("--licence", required=True, help="of the weights, an SPDX name")
+    parser.add_argument("--test", nargs="+", required=True, help="data sets whose test splits are scored")
+    parser.add_argument("--card", type=Path, help="Markdown file with the words of the card")
+    parser.add_argument("--work", type=Path, default=Path("runs/package"), help="scores and label images stay here")
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    if given.card and not given.card.is_file():
+        raise ConfigError(f"--card: {given.card} does not exist; leave it out for a new card, or for the one in --out")
+    return given
+
+
+# ---- scores ----
+
+
+def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[str, Any]]:
+    """Name of the data set, and of the model and of Otsu + watershed: kind → score → value; images.
+
+    Raises:
+        DataError: an image could not be segmented, so the scores would be of others.
+    """
+    weights = sha256_of(model / "model.safetensors")
+    settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    decoding = json.dumps([settings.get(key) for key in ("objective", "preprocess", "rescale", "overlap", "training")])
+    name = open_dataset(root, "test")[0].dataset.name
+    folder = work / weights[:12] / name
+    done = folder / "done.json"
+    if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != decoding:
+        evaluate_model(model, root, split="test", out=folder, device=device, with_baseline=True)
+        atomic_write_text(done, json.dumps(decoding))
+    summary = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    if summary.get("problems"):
+        raise DataError(f"{root}: {summary['problems'][0]}")
+    blocks = list(summary["predictions"].values())
+    tools = dict(zip(("model", "otsu"), blocks, strict=True))
+    return name, {
+        "images": blocks[0]["images"],
+        **{
+            tool: {kind: {key: block[f"metrics_{kind}"][key] for key in SCORES} for kind in KINDS}
+            for tool, block in tools.items()
+        },
+    }
+
+
+def described(meta: dict[str, Any], found: dict[str, dict[str, Any]], model: Path, licence: str) -> dict[str, Any]:
+    """config.json with `test` and `licence`. The means are over the data sets the model was trained on."""
+    trained = [entry["name"] for entry in meta.get("training", {}).get("datasets", [])]
+    known = [name for name in found if name in trained] or list(found)
+
+    def table(kind: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        return {n: {k: round(v, 4) for k, v in found[n]["model"][kind].items() if v is not None} for n in names}
+
+    def mean(kind: str) -> dict[str, float]:
+        rows = [found[name]["model"][kind] for name in known]
+        return {
+            k: round(statistics.fmean(row[k] for row in rows), 4) for k in SCORES if None not in [r[k] for r in rows]
+        }
+
+    test = {
+        "mean": mean("macro"),
+        "mean_is": MACRO_IS,
+        "by_dataset": table("macro", known),
+        "pooled": {"mean": mean("pooled"), "by_dataset": table("pooled", known)},
+        "not_trained_on": table("macro", [name for name in found if name not in known]),
+        "images": {name: found[name]["images"] for name in found},
+        "weights_sha256": sha256_of(model / "model.safetensors"),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    return {**meta, "test": test, "licence": licence}
+
+
+# ---- card ----
+
+
+def new_card(name: str) -> str:
+    """A card without words yet."""
+    use = f"```\ndinocell segment IMAGES --out RESULTS --model {name}\n```"
+    return f"# {name}\n\n{use}\n\n## Training\n\n## Where it fails\n"
+
+
+def with_sections(text: str, meta: dict[str, Any], found: dict[str, dict[str, Any]], model: Path, run: Path) -> str:
+    """The card with the sections and the table of this script; everything else as it was."""
+    text = replaced(text, "Network and run", run_section(meta, model, run), before="Training")
+    text = replaced(text, "Scores on the test splits", score_section(meta, found), before="Where it fails")
+    data = "\n".join(data_table(meta))
+    pattern = re.compile(r"^\| labelled data \|.*\n(?:\|.*\n?)*", re.MULTILINE)
+    if pattern.search(text):
+        return pattern.sub(lambda _: data + "\n", text, count=1)
+    return replaced(text, "Data", data, before="Scores on the test splits")
+
+
+def replaced(text: str, heading: str, body: str, *, before: str) -> str:
+    """The text with the body of `## heading` exchanged; a new one is put before `## before`, or at the end."""
+    section = f"## {heading}\n\n{body.strip()}\n\n"
+    pattern = re.compile(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    if pattern.search(text):
+        return pattern.sub(lambda _: section, text, count=1).rstrip() + "\n"
+    place = re.search(rf"^## {re.escape(before)}$", text, re.MULTILINE)
+    at = place.start() if place else len(text)
+    lead = text[:at].rstrip() + "\n\n"
+    return (lead + section + text[at:]).rstrip() + "\n"
+
+
+def run_section(meta: dict[str, Any], model: Path, run: Path) -> str:
+    """What config.json, config.yaml and metrics.jsonl tell of the network and of its last training."""
+    info, training = model_info(model), meta.get("training", {})
+    network = f"{info.backbone}, {info.parameters / 1e6:.1f} M parameters, {info.objective}"
+    window = f"windows of {info.crop_size} px with {meta.get('overlap')} px of overlap"
+    lines = [f"{network}, {window}; {info.bytes / 1e6:.1f} MB ({info.dtype}).", ""]
+    objective = meta.get("objective", {})
+    chosen = ", ".join(
+        f"{key} {objective[key]:g}" for key in ("threshold", "flow_error", "min_size") if key in objective
+    )
+    if (run / "config.yaml").is_file():
+        command = recipe_command(
+            "finetune/train.py", FinetuneConfig, run / "config.yaml", ["data.root=[DATA,…]", "output_dir=RUN"]
+        )
+        lines += ["```", command, "```", ""]
+    rows = log.read_metrics(run / "metrics.jsonl", "train")
+    took = f"{rows[-1]['seconds'] / 3600:.1f} h, {rows[-1]['step']} steps; " if rows and "seconds" in rows[-1] else ""
+    lines.append(
+        f"{took}the model of step {training.get('step')} was kept; seed {training.get('seed')}, started from "
+        f"{training.get('initial_weights')}, {training.get('date')}, torch {training.get('torch')}. Decoding: {chosen}."
+    )
+    return "\n".join(lines)
+
+
+def data_table(meta: dict[str, Any]) -> list[str]:
+    """The labelled data the model was trained on."""
+    lines = ["| labelled data | modality | training images | licence | source |", "|---|---|---|---|---|"]
+    keys = ("name", "modality", "train_images", "licence", "source")
+    entries = meta.get("training", {}).get("datasets", [])
+    return [*lines, *(f"| {' | '.join(str(entry.get(key, '')) for key in keys)} |" for entry in entries)]
+
+
+def score_section(meta: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+    """Two tables: the mean over a data set's images, and pooled over all its cells; then what loses to Otsu."""
+    trained = set(meta["test"]["by_dataset"])
+    lines = [SCORES_NOTE, ""]
+    for kind, words in KINDS.items():
+        what = "each image counts the same" if kind == "macro" else "each cell counts the same"
+        lines += [f"{words.capitalize()} ({what}):", ""]
+        lines += [f"| data set | images | {' | '.join(SHOWN)} | Otsu: MMA | Otsu: AP50 |", "|---" * 8 + "|"]
+        for name, entry in found.items():
+            mine, otsu = entry["model"][kind], entry["otsu"][kind]
+            shown = [number(mine[key]) for key in SHOWN] + [number(otsu[key]) for key in ("MMA", "AP50")]
+            mark = "" if name in trained else " (not trained on)"
+            lines.append(f"| {name}{mark} | {entry['images']} | {' | '.join(shown)} |")
+        lines.append("")
+    losses = [
+        f"{name} ({key}, {words}: {number(entry['model'][kind][key])} against {number(entry['otsu'][kind][key])})"
+        for name, entry in found.items()
+        for kind, words in KINDS.items()
+        for key in ("MMA", "AP50")
+        if (entry["model"][kind][key] or 0) <= (entry["otsu"][kind][key] or 0)
+    ]
+    if losses:
+        lines.append(f"No better than Otsu + watershed: {'; '.join(losses)}.")
+    return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """Three digits; nothing where there is no such score."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def put(draft: Path, out: Path) -> None:
+    """Exchange the folder OUT for a copy of the draft."""
+    fresh = out.with_name(f".{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(draft, fresh)
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+
+
+if __name__ == "__main__":
+    run_main(main)
