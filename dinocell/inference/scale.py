@@ -122,18 +122,22 @@ def _rank(estimate: Estimate) -> tuple[bool, float]:
 
 
 def _look(picture: Picture, predict: Predict, objective: FlowsObjective, window: int, scale: float) -> Estimate:
-    """Cells in some windows of the picture at one scale."""
+    """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
     diameters: list[NDArray[np.float64]] = []
     total = area = 0.0
-    for maps in predict(_windows(picture, window, scale)):
+    parts = _windows(picture, window, scale)
+    for part, maps in zip(parts, predict([_mirrored(part, window) for part in parts]), strict=True):
         flows, _ = objective.split(maps)
         cells = find_cells(objective.decode(maps))
         if not len(cells.numbers):
             continue
         errors = flow_errors(cells, flows, objective.config.flow_variant)
-        total += float((errors * cells.areas).sum())
-        area += float(cells.areas.sum())
-        inside = (cells.boxes[:, [0, 2]] > 0).all(axis=1) & (cells.boxes[:, [1, 3]] < window).all(axis=1)
+        height, width = part.shape
+        middle = (cells.boxes[:, [0, 2]] + cells.boxes[:, [1, 3]]) / 2  # y, x
+        own = (middle < [height, width]).all(axis=1)
+        total += float((errors * cells.areas)[own].sum())
+        area += float(cells.areas[own].sum())
+        inside = own & (cells.boxes[:, [0, 2]] > 0).all(axis=1) & (cells.boxes[:, [1, 3]] < window).all(axis=1)
         diameters.append(2 * np.sqrt(cells.areas[inside] / np.pi) / scale)
     found = np.concatenate(diameters) if diameters else np.zeros(0)
     if not len(found):
@@ -142,13 +146,13 @@ def _look(picture: Picture, predict: Predict, objective: FlowsObjective, window:
 
 
 def _windows(picture: Picture, window: int, scale: float) -> list[Float32]:
-    """The windows with the most contrast out of some spread over the picture; mirrored where it is smaller."""
+    """The parts with the most contrast out of some spread over the picture; smaller than a window where it is."""
     size = (max(1, round(picture.size[0] * scale)), max(1, round(picture.size[1] * scale)))
     scaled = picture if size == picture.size else ScaledPicture(picture, size)
     places = _places(size, window)
     parts = [scaled.region(slice(y, min(y + window, size[0])), slice(x, min(x + window, size[1]))) for y, x in places]
     parts.sort(key=lambda part: -float(part.std()))
-    return [_mirrored(part, window) for part in parts[:WINDOWS]]
+    return parts[:WINDOWS]
 
 
 def _places(size: tuple[int, int], window: int) -> list[tuple[int, int]]:

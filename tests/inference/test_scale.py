@@ -95,6 +95,12 @@ def test_without_cells_the_scale_of_the_training_images_is_taken() -> None:
     assert "not sure" in str(found) and "scaled by 0.5, as in training" in str(found)
 
 
+def test_mirrored_copies_of_a_cell_are_no_cells() -> None:
+    image = field(60, 180)[:, :120]  # two disks in all: their mirror images fill a window, and are not evidence
+    found = segmenter().estimate_diameter(WholePicture(preprocess(image, PreprocessConfig(clahe=False))))
+    assert found.diameter is None and found.scale == 1
+
+
 @pytest.mark.parametrize("kind", ["found", "not sure"])
 def test_only_a_scale_in_doubt_is_a_warning(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = field(50, 400) if kind == "found" else np.zeros((60, 60), np.uint8) + np.eye(60, dtype=np.uint8)
