@@ -23,9 +23,10 @@ SMALLER = 0.125
 """Tried as well when the smallest of `SCALES` is the best."""
 WINDOWS = 2
 CANDIDATES = 6
-SURE_ERROR = 0.45
-"""Mean squared flow error above which the cells found are no better than what a network finds in texture."""
-SURE_CELLS = 5
+DOUBT = 0.6
+"""Added to the flow error, divided by the number of cells: two cells that fit well by chance prove little."""
+SURE = 0.5
+"""Flow error with doubt above which the cells found are no better than what a network finds in texture."""
 UNSURE = "diameter auto: not sure"
 
 Float32 = NDArray[np.float32]
@@ -111,14 +112,14 @@ def estimate_diameter(
     if best.diameter is not None:  # once more, at the scale that the model knows best
         again = _look(picture, predict, objective, window, trained.median / best.diameter)
         best = min(best, again, key=_rank)
-    if best.diameter is None or best.error > SURE_ERROR or best.cells < SURE_CELLS:
+    if best.diameter is None or _rank(best) > SURE:
         return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
     scale = trained.scale_for(best.diameter)
     return Estimate(scale=scale, diameter=best.diameter, cells=best.cells, error=best.error)
 
 
-def _rank(estimate: Estimate) -> tuple[bool, float]:
-    return estimate.cells < SURE_CELLS, estimate.error
+def _rank(estimate: Estimate) -> float:
+    return estimate.error + DOUBT / max(estimate.cells, 1)
 
 
 def _look(picture: Picture, predict: Predict, objective: FlowsObjective, window: int, scale: float) -> Estimate:
