@@ -61,10 +61,12 @@ class CellSizes:
     Attributes:
         diameter: median over all cells, px at the training scale; None when nothing was checked.
         diameters: the same for each dataset that has cells.
+        small_area: px of which 5 % of all cells have less; None when nothing was checked.
         scales: median over the images of each dataset of the training scale over the file's.
     """
 
     diameter: float | None = None
+    small_area: float | None = None
     diameters: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
 
@@ -253,15 +255,15 @@ def check_training_data(
 def cell_sizes(facts: Sequence[ImageFacts]) -> CellSizes:
     """Typical diameters and scales of images of which at least one has cells."""
     filled = {name: members for name, members in _by_dataset(facts).items() if any(f.cells for f in members)}
+    diameters = np.concatenate([f.diameters for f in facts])
     return CellSizes(
-        diameter=_median_diameter(facts),
-        diameters={name: _median_diameter(members) for name, members in filled.items()},
+        diameter=float(np.median(diameters)),
+        small_area=float(np.percentile(np.pi / 4 * diameters**2, 5)),
+        diameters={
+            name: float(np.median(np.concatenate([f.diameters for f in members]))) for name, members in filled.items()
+        },
         scales={name: float(np.median([f.rescaled for f in members if f.cells])) for name, members in filled.items()},
     )
-
-
-def _median_diameter(facts: Sequence[ImageFacts]) -> float:
-    return float(np.median(np.concatenate([f.diameters for f in facts])))
 
 
 def _by_dataset(facts: Sequence[ImageFacts]) -> dict[str, list[ImageFacts]]:

@@ -303,7 +303,8 @@ class Trainer:
         else:
             step = self.output.load_best(best)
             if self.config.validate.tune_decoding:
-                tuning = tune(self.module, self.validator, self.config, self.device, self.dtype)
+                small = self.data.sizes.small_area
+                tuning = tune(self.module, self.validator, self.config, self.device, self.dtype, small)
             if tuning is not None:
                 log.info(tuning.sentence())
                 final = Validator(self.data.val, tuning.chosen, self.config)

@@ -75,3 +75,10 @@ def test_the_flow_check_is_left_out_of_validations_only_where_it_is_chosen_later
     assert decoding_while_training(FinetuneConfig()).flow_error == 0.0
     fixed = from_dict(FinetuneConfig, {"validate": {"tune_decoding": False}})
     assert decoding_while_training(fixed).flow_error == 0.4
+
+
+def test_no_smallest_cell_above_those_annotated_is_tried() -> None:
+    recipe = ObjectiveConfig(kind="flows", min_size=15)
+    assert {s.min_size for s in candidates(recipe)} == {15, 30, 60, 120, 240}
+    assert {s.min_size for s in candidates(recipe, small_area=61.5)} == {15, 30, 60}
+    assert {s.min_size for s in candidates(recipe, small_area=3.0)} == {15}  # the recipe's own is always tried
