@@ -11,7 +11,7 @@ import pytest
 from dinocell.config import from_dict
 from dinocell.data.labelled import DatasetInfo, LabelledItem, open_dataset
 from dinocell.errors import ConfigError, DataError
-from dinocell.finetune.checks import check_training_data, inspect_store, measure, problems
+from dinocell.finetune.checks import cell_sizes, check_training_data, inspect_store, measure, problems
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import ImageStore, PreparedImage, cell_boxes, compact_labels
 from dinocell.finetune.report import diagnose
@@ -38,6 +38,16 @@ def cells(step: int = 25, radius: int = 8, size: int = 128) -> np.ndarray:
 def said(images: list[PreparedImage], *, crop_size: int = 128, patch: float = 8.0, instances: bool = True) -> str:
     facts = [measure("set", str(i), image) for i, image in enumerate(images)]
     return " ".join(problems(facts, crop_size=crop_size, pixels_per_patch=patch, instances=instances))
+
+
+def test_sizes_of_cells_are_summed_up_by_data_set():
+    small, large = replace(image_of(cells(radius=5)), rescaled=2.0), replace(image_of(cells(radius=9)), rescaled=0.5)
+    empty = replace(image_of(np.zeros((64, 64), np.int32)), rescaled=1.0)
+    facts = [measure("a", "1", small), measure("b", "2", large), measure("b", "3", empty), measure("c", "4", empty)]
+    sizes = cell_sizes(facts)
+    assert sizes.diameters == {"a": pytest.approx(10, abs=0.5), "b": pytest.approx(18, abs=0.5)}  # none without cells
+    assert sizes.scales == {"a": 2.0, "b": 0.5}
+    assert sizes.small_area == pytest.approx(np.pi * 25, abs=6) and sizes.diameter is not None
 
 
 def test_good_masks_raise_no_doubt():
