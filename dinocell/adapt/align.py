@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dinocell import checkpoint, inference, log
 from dinocell.adapt.config import AdaptConfig
+from dinocell.adapt.scale import AsItIs
 from dinocell.data.io import read_image, read_labels
 from dinocell.inference.packaged import find_model
 from dinocell.metrics import pool, score_image
@@ -62,7 +63,7 @@ def swap_backbone(config: AdaptConfig, folder: Path) -> None:
 
 def agreement(model: Path, config: AdaptConfig) -> float:
     """MMA, pooled, of the model's labels of the val crops with the original's; unsure pixels are left out."""
-    segmenter = inference.load_model(model, device=config.finetune.device)
+    segmenter = AsItIs(inference.load_model(model, device=config.finetune.device))
     folder = Path(config.out) / "pseudo" / "val"
     rows = []
     for path in sorted((folder / "images").iterdir()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from dinocell.config import field, load
 from dinocell.curation import CurateConfig
 from dinocell.errors import ConfigError
 from dinocell.finetune import FinetuneConfig
+from dinocell.inference.scale import training_diameters
 from dinocell.pretrain import PretrainConfig
 
 STEPS = 300
@@ -37,6 +39,9 @@ class AdaptConfig:
         "without labels: leave the decoder as it is if its labels with the adapted backbone agree with the original's "
         "to this MMA",
     )
+    diameter: float = field(
+        0.0, "cells' diameter in the images; 0 = estimated once, by models that rescale their images", "px"
+    )
     check_images: int = field(8, "images compared before and after where there are no labels", "images")
     curate: CurateConfig = field(factory=lambda: CurateConfig(sources=(), out=""), doc="crops of the images")
     pretrain: PretrainConfig = field(factory=lambda: PretrainConfig(output_dir=""), doc="stage 1")
@@ -45,6 +50,8 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if self.check_images < 1:
             raise ConfigError(f"check_images: must be 1 or more, is {self.check_images}")
+        if self.diameter < 0:
+            raise ConfigError(f"diameter: must be 0 or more, is {self.diameter:g}")
         if not 0 <= self.agrees <= 1:
             raise ConfigError(f"agrees: is an MMA in 0–1, is {self.agrees}")
 
@@ -83,7 +90,7 @@ def make_config(
         "labels": list(labels),
         "curate": _curate(images, folder / "crops", meta, count),
         "pretrain": _pretrain(folder, meta, labels, steps, seed, device),
-        "finetune": _finetune(folder, start, labels, seed, device),
+        "finetune": _finetune(folder, start, meta, labels, seed, device),
     }
     return load(AdaptConfig, None, overrides, base=base)
 
@@ -103,7 +110,7 @@ def _pretrain(
     out: Path, meta: Mapping[str, Any], labels: Sequence[str], steps: int, seed: int, device: str
 ) -> dict[str, Any]:
     vit = meta["backbone"]
-    patch, side = int(vit["patch_size"]), crop_side(meta) * meta["input_size"] / meta["crop_size"]
+    patch = int(vit["patch_size"])
     large, small = GLOBAL_PATCHES * patch, LOCAL_PATCHES * patch
     return {
         "output_dir": str(out / "stage1"),
@@ -116,8 +123,7 @@ def _pretrain(
             "global_size": large,
             "local_size": small,
             "local_crops": 4,
-            "global_scale": _span(large / side, GLOBAL_SPAN),
-            "local_scale": _span(small / side, LOCAL_SPAN),
+            **crop_spans(meta, crop_side(meta)),
             "vertical_flip": 0.5,
             "rotate90": True,
         },
@@ -149,19 +155,45 @@ def _pretrain(
     }
 
 
+def crop_spans(meta: Mapping[str, Any], side: float) -> dict[str, list[float]]:
+    """`global_scale` and `local_scale` of stage 1 for curated crops of `side` px at the scale of the model's window."""
+    patch = int(meta["backbone"]["patch_size"])
+    side *= meta["input_size"] / meta["crop_size"]
+    return {
+        "global_scale": _span(GLOBAL_PATCHES * patch / side, GLOBAL_SPAN),
+        "local_scale": _span(LOCAL_PATCHES * patch / side, LOCAL_SPAN),
+    }
+
+
 def _span(side_share: float, span: tuple[float, float]) -> list[float]:
     """Areas around that of a crop at the model's own scale, as shares of the image."""
     low, high = (min(factor * side_share**2, 1.0) for factor in span)
     return [round(min(low, 0.5), 4), round(high, 4)]
 
 
-def _finetune(out: Path, start: str, labels: Sequence[str], seed: int, device: str) -> dict[str, Any]:
+def _sizes(meta: Mapping[str, Any], labels: Sequence[str]) -> dict[str, float]:
+    """Limits of the cells' diameter, so that a model that rescales its images still does afterwards.
+
+    Labelled images are brought to the sizes that the model knows; its own labels are at its scale already, so that
+    their limit is one that no image reaches.
+    """
+    trained = training_diameters(meta)
+    if trained is None or meta.get("rescale") != "auto":
+        return {}
+    if not labels:
+        return {"max_diameter": 8 * trained.largest}
+    return {"max_diameter": float(math.ceil(trained.largest)), "min_diameter": float(math.floor(trained.smallest))}
+
+
+def _finetune(
+    out: Path, start: str, meta: Mapping[str, Any], labels: Sequence[str], seed: int, device: str
+) -> dict[str, Any]:
     return {
         "output_dir": str(out / "aligned"),
         "start": start,
         "seed": seed,
         "device": device,
-        "data": {"root": list(labels) or [str(out / "pseudo")]},
+        "data": {"root": list(labels) or [str(out / "pseudo")], **_sizes(meta, labels)},
         "backbone": {"weights": str(out / "stage1" / "backbone.safetensors"), "train": "frozen"},
         "augment": {"invert": 0.0, "scale": [0.85, 1.18], "cell_focus": 0.5},
         "train": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dinocell import log
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import LabelledItem
-from dinocell.inference import Segmenter
+from dinocell.inference import SegmentationResult
 from dinocell.metrics import ImageScores, Interval, difference_intervals, pool, score_image, score_intervals
 
 Gray = NDArray[Any]
@@ -55,6 +55,13 @@ class Stability:
         return sum(score.n_predictions for score in self.agreement)
 
 
+class Segments(Protocol):
+    """What can segment one image."""
+
+    def segment(self, image: Any, /) -> SegmentationResult:
+        """Labels and more of an image."""
+
+
 def changed_images(gray: Gray, seed: int) -> dict[str, tuple[Gray, Callable[[Labels], Labels]]]:
     """Name → (the image under a small change that leaves every cell where it is, how to undo it on labels)."""
     image = gray.astype(np.float32)
@@ -74,7 +81,7 @@ def changed_images(gray: Gray, seed: int) -> dict[str, tuple[Gray, Callable[[Lab
     }
 
 
-def stability(model: Segmenter, images: Sequence[Gray], original: Sequence[Labels]) -> Stability:
+def stability(model: Segments, images: Sequence[Gray], original: Sequence[Labels]) -> Stability:
     """Segment every image as it is and under small changes."""
     changes, agreement = [], []
     for number, gray in enumerate(log.progress(images, "stability", total=len(images))):
@@ -85,7 +92,7 @@ def stability(model: Segmenter, images: Sequence[Gray], original: Sequence[Label
     return Stability(changes=tuple(changes), agreement=tuple(agreement))
 
 
-def score_items(model: Segmenter, items: Sequence[LabelledItem], name: str) -> list[ImageScores]:
+def score_items(model: Segments, items: Sequence[LabelledItem], name: str) -> list[ImageScores]:
     """Scores of the model on labelled images, ignored pixels left out."""
     rows = []
     for item in log.progress(items, f"scoring the {name} model", total=len(items)):

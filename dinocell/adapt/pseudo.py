@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell import log
+from dinocell.adapt.scale import AsItIs, scaled
 from dinocell.checkpoint import atomic_write_bytes, atomic_write_text
 from dinocell.data.io import read_image, to_gray
 from dinocell.errors import DataError
@@ -28,8 +29,10 @@ source: predictions of the model that is adapted, not annotations
 """
 
 
-def write_pseudo_labels(model: Segmenter, crops: Path, out: Path, seed: int) -> int:
+def write_pseudo_labels(model: Segmenter, crops: Path, out: Path, seed: int, scale: float = 1.0) -> int:
     """Segment up to `LIMIT` curated crops into out/{train,val}/{images,masks,ignore}; returns the cells found.
+
+    The crops are brought to the model's scale first, by `scale`, and written at it.
 
     A tenth of the crops, and four where there are eight, go to val: whole source images, where there are several. A
     second call does nothing.
@@ -41,11 +44,12 @@ def write_pseudo_labels(model: Segmenter, crops: Path, out: Path, seed: int) -> 
     if done.is_file():
         return int(json.loads(done.read_text(encoding="utf-8"))["cells"])
     files, held = chosen_crops(crops, seed)
+    segmenter = AsItIs(model)
     cells = {"train": 0, "val": 0}
     for number, path in enumerate(log.progress(files, "the model's own labels", total=len(files), unit="crops")):
         split = "val" if number < held else "train"
-        gray = to_gray(read_image(path))
-        result = model.segment(gray)
+        gray = scaled(to_gray(read_image(path)), scale)
+        result = segmenter.segment(gray)
         cells[split] += result.count
         arrays = {"images": gray, "masks": result.labels.astype(np.uint16), "ignore": unsure_pixels(result)}
         for kind, array in arrays.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from dinocell import inference, log
 from dinocell.adapt.config import AdaptConfig
-from dinocell.adapt.judge import SHOWN, Stability, Verdict, table
+from dinocell.adapt.judge import SHOWN, Segments, Stability, Verdict, table
+from dinocell.adapt.scale import AsItIs
 from dinocell.config import to_yaml
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.inference.packaged import find_model
@@ -49,6 +51,10 @@ def write_report(found: Findings) -> Path:
     helped = {True: "yes", False: "no", None: "cannot be told"}[found.verdict.helped]
     report.figures({"model to use": found.verdict.choice, "did stage 1 help": helped, "best step": found.best_step})
     report.text(" ".join(found.verdict.sentences))
+    size = json.loads((found.out / "scale.json").read_text(encoding="utf-8"))
+    if size["scale"] != 1:
+        cells = f"cells of about {size['diameter']:.0f} px" if size["diameter"] else "cells of unknown size"
+        report.text(f"Images with {cells}: scaled by {size['scale']:.3g} to the size of cells that the model knows.")
     report.code(f"dinocell segment MY_IMAGES --out segmented --model {found.out / 'model'}")
     _numbers(report, found)
     _features(report, found)
@@ -107,9 +113,10 @@ def _segmentations(report: Report, found: Findings) -> None:
         return
     report.heading("Segmentations before and after")
     device = found.config.finetune.device
-    before = inference.load_model(find_model(found.config.start), device=device)
     later = found.out / "adapted" if found.best_step else found.out / "control" / "model"
-    after = inference.load_model(later, device=device)
+    models = [inference.load_model(path, device=device) for path in (find_model(found.config.start), later)]
+    # Crops without labels lie at the model's scale already.
+    before, after = models if found.config.labels else [AsItIs(model) for model in models]
     chosen = found.images[:: max(len(found.images) // PICTURES, 1)][:PICTURES]
     for path in chosen:
         report.image(_comparison(path, before, after, bool(found.config.labels)), path.stem)
@@ -117,9 +124,7 @@ def _segmentations(report: Report, found: Findings) -> None:
         report.text("In the last column green is right, red found by mistake, blue missed by the later model.")
 
 
-def _comparison(
-    path: Path, before: inference.Segmenter, after: inference.Segmenter, labelled: bool
-) -> NDArray[np.uint8]:
+def _comparison(path: Path, before: Segments, after: Segments, labelled: bool) -> NDArray[np.uint8]:
     image = to_rgb(to_gray(read_image(path)))
     old, new = (model.segment(path).labels for model in (before, after))
     tiles: list[NDArray[Any]] = [image, overlay(image, old), overlay(image, new)]

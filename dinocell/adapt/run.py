@@ -26,6 +26,7 @@ from dinocell.adapt.judge import (
 )
 from dinocell.adapt.pseudo import write_pseudo_labels
 from dinocell.adapt.report import Findings, write_report
+from dinocell.adapt.scale import AsItIs, at_scale, images_scale
 from dinocell.config import to_dict, to_yaml
 from dinocell.data.labelled import LabelledItem, open_dataset
 from dinocell.errors import CheckpointError, ConfigError
@@ -139,16 +140,14 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 def _train(out: Path, config: AdaptConfig) -> tuple[int, list[dict[str, Any]]]:
     """Everything but the judgement; returns the step of the best teacher (0: stage 1 improved nothing), the probes."""
+    model = inference.load_model(config.start, device=config.finetune.device)
+    found = images_scale(model, config)
+    config = at_scale(config, found, model.meta)
     _step(1, "curate: the sharpest crops of your images")
     _once(out / "crops" / "done.json", lambda: curation.run(config.curate))
     if not config.labels:
         _step(2, "what the model sees in them now")
-        write_pseudo_labels(
-            inference.load_model(config.start, device=config.finetune.device),
-            out / "crops",
-            out / "pseudo",
-            config.finetune.seed,
-        )
+        write_pseudo_labels(model, out / "crops", out / "pseudo", config.finetune.seed, found.scale)
     _step(3, f"stage 1 from the model's backbone, at most {config.pretrain.optim.total_steps} steps")
     best_step = _stage_one(out, config)
     probes = log.read_metrics(out / "stage1" / "metrics.jsonl", "probe")
@@ -235,10 +234,10 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
         words = (*_nothing_learnt(probes), "Use the original model.")
         verdict = Verdict(choice="original", helped=False, sentences=words)
         return Judgement(verdict=verdict, scores={}, stability={}, images=[])
-    segmenters = {name: inference.load_model(path, device=device) for name, path in places.items()}
+    loaded = {name: inference.load_model(path, device=device) for name, path in places.items()}
     if config.labels:
         items = held_out(config.labels, config.finetune.seed)
-        scores = {name: score_items(model, items, name) for name, model in segmenters.items()}
+        scores = {name: score_items(model, items, name) for name, model in loaded.items()}
         if best_step:
             verdict, _ = judge_scores(scores)
         else:
@@ -248,6 +247,7 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
     paths = sorted((out / "pseudo" / "val" / "images").iterdir())
     paths = [paths[int(index)] for index in np.linspace(0, len(paths) - 1, min(len(paths), config.check_images))]
     images = read_gray_images(paths)
+    segmenters = {name: AsItIs(model) for name, model in loaded.items()}  # the crops lie at the model's scale
     before = [segmenters["original"].segment(image).labels for image in images]
     steadiness = {name: stability(model, images, before) for name, model in segmenters.items()}
     verdict, _ = judge_stability(steadiness["original"], steadiness["adapted"])
