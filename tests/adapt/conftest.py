@@ -5,18 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from dinocell.config import from_dict
 from dinocell.finetune import FinetuneConfig, run
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def disks(rng: np.random.Generator, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:

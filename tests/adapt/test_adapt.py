@@ -17,6 +17,7 @@ from dinocell.inference import Segmenter
 from dinocell.models import load_backbone, load_model_folder
 from dinocell.report import Report
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = [
     "--steps=4",
     "--device=cpu",

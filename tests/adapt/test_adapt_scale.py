@@ -18,6 +18,8 @@ from dinocell.data.io import read_image, read_labels
 from dinocell.inference import Segmenter
 from dinocell.inference.scale import Estimate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def rescaling(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

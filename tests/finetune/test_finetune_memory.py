@@ -13,23 +13,18 @@ from dinocell.log import read_metrics
 from dinocell.models import SegmentationModel
 
 
-def recipe(root: Path, out: Path, **train: object) -> FinetuneConfig:
-    return from_dict(
-        FinetuneConfig,
-        {
-            "output_dir": str(out),
-            "device": "cpu",
-            "precision": "float32",
-            "crop_size": 48,
-            "input_size": 48,
-            "overlap": 24,
-            "data": {"root": [str(root)], "workers": 0, "check_images": 0},
-            "backbone": {"arch": "vit_tiny", "depth": 1},
-            "decoder": {"kind": "bilinear", "neck_width": 16, "drop_rate": 0.0},
-            "train": {"steps": 2, "batch_size": 8, "lr": 1e-3, "log_every": 1, **train},
-            "validate": {"times": 0, "tune_decoding": False, "max_images": 1},
-        },
-    )
+@pytest.fixture
+def recipe(tiny):
+    own = {
+        "crop_size": 48,
+        "input_size": 48,
+        "overlap": 24,
+        "data": {"check_images": 0},
+        "backbone": {"layerscale_init": 1e-5},
+        "train": {"steps": 2, "batch_size": 8},
+        "validate": {"max_images": 1},
+    }
+    return lambda root, out, **train: tiny(root, out, own, {"train": train})
 
 
 @pytest.fixture
@@ -52,14 +47,14 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(out / "metrics.jsonl", "train")]
 
 
-def test_message_names_the_largest_batch_that_fits(disks_dataset, tmp_path, memory_of):
+def test_message_names_the_largest_batch_that_fits(disks_dataset, tmp_path, memory_of, recipe):
     memory_of(3 * 48 * 48)
     with pytest.raises(DataError, match=r"with 8 crops of 48 px at a time; 2 would fit: set train.accumulate=4 ") as at:
         run(recipe(disks_dataset, tmp_path))
     assert "train.auto_batch=true" in str(at.value) and "\n" not in str(at.value)
 
 
-def test_message_names_the_largest_crop_when_no_batch_fits(disks_dataset, tmp_path, memory_of):
+def test_message_names_the_largest_crop_when_no_batch_fits(disks_dataset, tmp_path, memory_of, recipe):
     memory_of(25 * 25)
     with pytest.raises(DataError, match=r"not even one crop of 48 px fits; the largest that does: crop_size=24 input_"):
         run(recipe(disks_dataset, tmp_path))
@@ -67,7 +62,7 @@ def test_message_names_the_largest_crop_when_no_batch_fits(disks_dataset, tmp_pa
         run(recipe(disks_dataset, tmp_path, auto_batch=True))
 
 
-def test_auto_batch_trains_as_one_batch_would(disks_dataset, tmp_path, memory_of):
+def test_auto_batch_trains_as_one_batch_would(disks_dataset, tmp_path, memory_of, recipe):
     run(recipe(disks_dataset, tmp_path / "whole"))
     memory_of(5 * 48 * 48)
     out = run(recipe(disks_dataset, tmp_path / "auto", auto_batch=True))

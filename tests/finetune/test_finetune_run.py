@@ -1,5 +1,6 @@
 """The run as a whole: it learns, continues exactly after a kill, and does not depend on how the batch is split."""
 
+import itertools
 import json
 import os
 import shutil
@@ -8,15 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dinocell.checkpoint import EXIT_STOPPED
-from dinocell.config import from_dict, to_yaml
+from dinocell.config import to_yaml
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError
-from dinocell.finetune import FinetuneConfig, run
+from dinocell.finetune import run
 from dinocell.inference import Segmenter
 from dinocell.log import read_metrics
 from dinocell.metrics import maximum_matching_accuracy
@@ -25,31 +27,14 @@ from dinocell.models import load_model_folder
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def recipe(root: Path, out: Path, **changes: object) -> FinetuneConfig:
-    base: dict = {
-        "output_dir": str(out),
-        "device": "cpu",
-        "precision": "float32",
-        "crop_size": 32,
-        "input_size": 32,
-        "overlap": 8,
-        "data": {"root": [str(root)], "workers": 0},
-        "backbone": {"arch": "vit_tiny", "depth": 3, "layerscale_init": 1.0},
-        "decoder": {"kind": "bilinear", "neck_width": 32, "drop_rate": 0.0},
-        "train": {"steps": 6, "batch_size": 4, "lr": 1e-3, "log_every": 1, "clip_gradient": 1.0, "checkpoint_every": 3},
-        "validate": {"times": 0, "tune_decoding": False},
-    }
-    for key, value in changes.items():
-        base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-    return from_dict(FinetuneConfig, base)
+@pytest.fixture(scope="module")
+def recipe(tiny):
+    own = {"backbone": {"depth": 3}, "decoder": {"neck_width": 32}}
+    own["train"] = {"steps": 6, "clip_gradient": 1.0, "checkpoint_every": 3}
+    return lambda root, out, **changes: tiny(root, out, own, changes)
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -60,7 +45,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_model_folder(out / "model")[0].state_dict()
 
 
-def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path):
+def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path, recipe):
     out = run(
         recipe(
             disks_dataset,
@@ -95,7 +80,7 @@ def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path
     assert "training loss fell" in (out / "report.html").read_text()
 
 
-def test_continued_run_equals_an_uninterrupted_one(disks_dataset, tmp_path):
+def test_continued_run_equals_an_uninterrupted_one(disks_dataset, tmp_path, recipe):
     settings = {"decoder": {"drop_rate": 0.1}, "augment": {"noise": 0.5}, "train": {"ema": 0.9}}
     whole = run(recipe(disks_dataset, tmp_path / "whole", **settings))
     cut = tmp_path / "cut"
@@ -112,14 +97,14 @@ def test_continued_run_equals_an_uninterrupted_one(disks_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("train", [{"accumulate": 2}, {"accumulate": 4}])
-def test_accumulation_gives_the_same_training(disks_dataset, tmp_path, train):
+def test_accumulation_gives_the_same_training(disks_dataset, tmp_path, train, recipe):
     data = {"fully_annotated": "no"}  # weights differ between crops: the split batch must share one ΣM
     one = run(recipe(disks_dataset, tmp_path / "one", data=data))
     split = run(recipe(disks_dataset, tmp_path / "split", data=data, train=train))
     assert list(losses(split).values()) == pytest.approx(list(losses(one).values()), rel=1e-4)
 
 
-def test_two_processes_give_the_same_training_as_one(disks_dataset, tmp_path):
+def test_two_processes_give_the_same_training_as_one(disks_dataset, tmp_path, recipe):
     changes = {"data": {"fully_annotated": "no"}, "validate": {"times": 2, "tune_decoding": True}}
     one = run(recipe(disks_dataset, tmp_path / "one", **changes))
     config = tmp_path / "two.yaml"
@@ -142,7 +127,7 @@ def test_two_processes_give_the_same_training_as_one(disks_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_is_continued_by_the_same_command(disks_dataset, tmp_path, number):
+def test_a_killed_process_is_continued_by_the_same_command(disks_dataset, tmp_path, number, recipe):
     out = tmp_path / "run"
     config = tmp_path / "recipe.yaml"
     config.write_text(to_yaml(recipe(disks_dataset, out, train={"steps": 100_000, "checkpoint_every": 2})))
@@ -166,7 +151,7 @@ def test_a_killed_process_is_continued_by_the_same_command(disks_dataset, tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["frozen", "last_k", "unfreeze_after"])
-def test_only_the_chosen_part_of_the_backbone_moves(disks_dataset, tmp_path, mode):
+def test_only_the_chosen_part_of_the_backbone_moves(disks_dataset, tmp_path, mode, recipe):
     from dinocell.finetune.model import build_model
 
     config = recipe(disks_dataset, tmp_path / "run", backbone={"train": mode, "last_k": 2, "unfreeze_after": 0.5})
@@ -182,7 +167,7 @@ def test_only_the_chosen_part_of_the_backbone_moves(disks_dataset, tmp_path, mod
             assert {"pos_embed", "blocks.0.attn.qkv.weight"} <= moved
 
 
-def test_other_settings_in_the_same_folder_are_refused(disks_dataset, tmp_path):
+def test_other_settings_in_the_same_folder_are_refused(disks_dataset, tmp_path, recipe):
     run(recipe(disks_dataset, tmp_path / "run", train={"steps": 1}))
     with pytest.raises(
         ConfigError, match=r"holds a run with train.lr=0.001, now it is 0.01; choose another output_dir"
@@ -190,18 +175,24 @@ def test_other_settings_in_the_same_folder_are_refused(disks_dataset, tmp_path):
         run(recipe(disks_dataset, tmp_path / "run", train={"steps": 2, "lr": 0.01}))
 
 
-def test_early_stopping_and_time_budget_end_a_run(disks_dataset, tmp_path):
+def test_early_stopping_and_time_budget_end_a_run(disks_dataset, tmp_path, recipe, monkeypatch):
     # A learning rate too small to change anything: no validation is better than the first.
     stuck = {"lr": 1e-12, "steps": 40}
     out = run(recipe(disks_dataset, tmp_path / "early", train=stuck, validate={"times": 20, "patience": 2}))
     assert max(losses(out)) <= 8
+    # A clock that goes on by a tenth of a second whenever it is read, as it is at least once a step: 18 readings.
+    clock = itertools.count(step=0.1)
+    module = sys.modules[Trainer.__module__]  # `dinocell.finetune.run` names the function
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     out = run(recipe(disks_dataset, tmp_path / "budget", train={"steps": 100_000, "minutes": 0.03}))
     rows = read_metrics(out / "metrics.jsonl", "train")
-    assert rows[-1]["step"] < 1000 and rows[-1]["lr"] < 0.1 * max(row["lr"] for row in rows)
+    assert 5 <= rows[-1]["step"] <= 18
+    assert rows[-1]["seconds"] == pytest.approx(1.8, abs=0.15)
+    assert rows[-1]["lr"] < 0.1 * max(row["lr"] for row in rows)
     assert (out / "model" / "model.safetensors").is_file()
 
 
-def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, tmp_path):
+def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, tmp_path, recipe):
     other = tmp_path / "other"
     for kind in ("images", "masks"):
         for split, number in (("train", 3), ("val", 1)):
@@ -224,6 +215,6 @@ def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, 
     assert meta["validation"]["mean_is"] == "mean over data sets"
 
 
-def test_batch_that_cannot_be_shared_is_refused(disks_dataset, tmp_path):
+def test_batch_that_cannot_be_shared_is_refused(disks_dataset, tmp_path, recipe):
     with pytest.raises(ConfigError, match=r"train.accumulate: 3 does not divide train.batch_size=4"):
         recipe(disks_dataset, tmp_path / "run", train={"accumulate": 3})

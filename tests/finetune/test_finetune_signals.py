@@ -2,33 +2,27 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from dinocell import checkpoint
-from dinocell.config import from_dict
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.validation import Validator
 from dinocell.log import read_metrics
 
+Recipe = Callable[..., FinetuneConfig]
 
-def recipe(root: Path, out: Path) -> FinetuneConfig:
-    settings = {
-        "output_dir": str(out),
-        "device": "cpu",
-        "precision": "float32",
-        "crop_size": 32,
-        "input_size": 32,
-        "overlap": 8,
-        "data": {"root": [str(root)], "workers": 0},
-        "backbone": {"arch": "vit_tiny", "depth": 1, "layerscale_init": 1.0},
-        "decoder": {"kind": "bilinear", "neck_width": 16},
-        "train": {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 100, "ema": 0.9},
-        "validate": {"times": 2, "tune_decoding": False, "panels": 0},
+
+@pytest.fixture
+def recipe(tiny: Recipe) -> Recipe:
+    own = {
+        "train": {"steps": 4, "batch_size": 2, "checkpoint_every": 100, "ema": 0.9},
+        "validate": {"times": 2, "panels": 0},
     }
-    return from_dict(FinetuneConfig, settings)
+    return lambda root, out: tiny(root, out, own)
 
 
 def rows(out: Path) -> list[dict[str, object]]:
@@ -38,7 +32,7 @@ def rows(out: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("moments", [(2,), (3, 4)])  # images of the val split, counted over the whole run
 def test_a_signal_while_validating(
-    disks_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, ...]
+    disks_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, ...], recipe: Recipe
 ) -> None:
     whole = run(recipe(disks_dataset, tmp_path / "whole"))
     seen = 0

@@ -1,6 +1,7 @@
 """Going on from a finished model (`start`): its shapes, its weights, and its mistakes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,25 +14,17 @@ from dinocell.finetune.start import adopt
 from dinocell.models import VisionTransformer, ViTConfig, load_model_folder, save_backbone
 
 BASE = {
-    "device": "cpu",
-    "precision": "float32",
-    "crop_size": 32,
-    "input_size": 32,
-    "overlap": 8,
-    "backbone": {"arch": "vit_tiny", "depth": 2, "layerscale_init": 1.0},
-    "decoder": {"kind": "bilinear", "neck_width": 32, "drop_rate": 0.0, "detail_width": 8},
+    "backbone": {"depth": 2},
+    "decoder": {"neck_width": 32, "detail_width": 8},
     "objective": {"flow_error": 0.0, "threshold": 0.4},
     "preprocess": {"clahe": False},
     "train": {"steps": 2, "batch_size": 2},
-    "validate": {"times": 0, "tune_decoding": False},
 }
 
 
 @pytest.fixture(scope="module")
-def model(disks_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = {"root": [str(disks_dataset)], "workers": 0}
-    out = str(tmp_path_factory.mktemp("start"))
-    return run(from_dict(FinetuneConfig, {**BASE, "data": data, "output_dir": out})) / "model"
+def model(disks_dataset: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., FinetuneConfig]) -> Path:
+    return run(tiny(disks_dataset, tmp_path_factory.mktemp("start"), BASE)) / "model"
 
 
 def going_on(model: Path, data: Path, out: Path, **changes: object) -> FinetuneConfig:

@@ -21,24 +21,16 @@ RECIPES = Path(__file__).parents[2] / "finetune" / "configs"
 PLAIN = {"positions": "grid", "invert": 0.0, "brightness": [1.0, 1.0]}
 
 
-def recipe(root: Path, out: Path, **backbone: object) -> FinetuneConfig:
-    return from_dict(
-        FinetuneConfig,
-        {
-            "output_dir": str(out),
-            "device": "cpu",
-            "precision": "float32",
-            "crop_size": 32,
-            "input_size": 32,
-            "overlap": 8,
-            "data": {"root": [str(root)], "workers": 0, "check_images": 0},
-            "augment": PLAIN,
-            "backbone": {"arch": "vit_tiny", "depth": 2, "layerscale_init": 1.0, "train": "frozen", **backbone},
-            "decoder": {"kind": "bilinear", "neck_width": 32, "drop_rate": 0.1, "detail_width": 8},
-            "train": {"steps": 5, "batch_size": 4, "lr": 1e-3, "log_every": 1},
-            "validate": {"times": 0, "tune_decoding": False},
-        },
-    )
+@pytest.fixture(scope="module")
+def recipe(tiny):
+    own = {
+        "data": {"check_images": 0},
+        "augment": PLAIN,
+        "backbone": {"depth": 2, "train": "frozen"},
+        "decoder": {"neck_width": 32, "drop_rate": 0.1, "detail_width": 8},
+        "train": {"steps": 5},
+    }
+    return lambda root, out, **backbone: tiny(root, out, own, {"backbone": backbone})
 
 
 def losses(out: Path) -> list[float]:
@@ -61,12 +53,14 @@ def test_eight_symmetries_are_numbered_without_confusion():
 
 
 @pytest.fixture(scope="module")
-def plain_losses(disks_dataset, tmp_path_factory) -> list[float]:
+def plain_losses(disks_dataset, tmp_path_factory, recipe) -> list[float]:
     """Of a run whose frozen backbone works in every step."""
     return losses(run(recipe(disks_dataset, tmp_path_factory.mktemp("plain") / "run")))
 
 
-def test_cached_training_has_the_losses_of_uncached_training(disks_dataset, plain_losses, tmp_path, monkeypatch):
+def test_cached_training_has_the_losses_of_uncached_training(
+    disks_dataset, plain_losses, tmp_path, monkeypatch, recipe
+):
     said: list[str] = []
     monkeypatch.setattr(token_cache.log, "info", said.append)
     cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True)))
@@ -78,7 +72,7 @@ def test_cached_training_has_the_losses_of_uncached_training(disks_dataset, plai
     assert "432 crops (6 images" in announced and "GiB in" in announced and "about" in announced
 
 
-def test_disk_is_bounded_and_the_rest_is_computed_in_every_step(disks_dataset, plain_losses, tmp_path):
+def test_disk_is_bounded_and_the_rest_is_computed_in_every_step(disks_dataset, plain_losses, tmp_path, recipe):
     limit = 2.5 * 9 * 8 * 16 * 192 * 2  # two and a half images
     cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True, cache_gb=limit / 2**30)))
     assert len(list((tmp_path / "tokens").rglob("*.npy"))) == 2
@@ -86,7 +80,9 @@ def test_disk_is_bounded_and_the_rest_is_computed_in_every_step(disks_dataset, p
     assert cached == pytest.approx(plain_losses, rel=1e-3)
 
 
-def test_interrupted_build_goes_on_and_other_weights_never_meet_these_tokens(disks_dataset, tmp_path, monkeypatch):
+def test_interrupted_build_goes_on_and_other_weights_never_meet_these_tokens(
+    disks_dataset, tmp_path, monkeypatch, recipe
+):
     computed = []
     original = token_cache.image_tokens
     monkeypatch.setattr(token_cache, "image_tokens", lambda *args: computed.append(1) or original(*args))
@@ -118,7 +114,7 @@ def test_cached_recipe_is_valid_and_trains_the_decoder_only():
     assert config.backbone.cache_tokens and config.backbone.train == "frozen"
 
 
-def test_forward_with_known_tokens_equals_forward():
+def test_forward_with_known_tokens_equals_forward(recipe):
     model = build_model(recipe(Path("x"), Path("y")), 3).eval()
     z = torch.randn(2, 1, 32, 48, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from dinocell.log import read_metrics
 from dinocell.models import export_backbone
 from dinocell.pretrain import PretrainConfig, run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE: dict[str, Any] = {
     "model": {"arch": "vit_tiny", "depth": 2, "image_size": 32, "drop_path": 0.3, "registers": 1},
     "data": {"workers": 0},
@@ -63,14 +63,6 @@ module.write_report = report
 for recipe in sys.argv[1:]:
     run(config.load(PretrainConfig, recipe))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

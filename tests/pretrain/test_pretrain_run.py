@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from dinocell.pretrain import PretrainConfig, run
 from dinocell.pretrain.run import Trainer
 from dinocell.pretrain.student_teacher import Output, StudentTeacher
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE: dict[str, Any] = {
     "model": {"arch": "vit_tiny", "depth": 1, "image_size": 32, "drop_path": 0.3},
     "data": {"workers": 0},
@@ -51,15 +51,6 @@ RECIPE: dict[str, Any] = {
 
 
 NUMBERS = ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_backbone", "grad_dino_head", "rankme_patch")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the runs started in processes of their own: the order of a sum, so its last digit, depends on the threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
