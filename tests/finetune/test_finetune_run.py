@@ -19,6 +19,7 @@ from dinocell.config import to_yaml
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError
 from dinocell.finetune import run
+from dinocell.finetune.run import Trainer
 from dinocell.inference import Segmenter
 from dinocell.log import read_metrics
 from dinocell.metrics import maximum_matching_accuracy
@@ -180,14 +181,14 @@ def test_early_stopping_and_time_budget_end_a_run(disks_dataset, tmp_path, recip
     stuck = {"lr": 1e-12, "steps": 40}
     out = run(recipe(disks_dataset, tmp_path / "early", train=stuck, validate={"times": 20, "patience": 2}))
     assert max(losses(out)) <= 8
-    # A clock that goes on by a tenth of a second whenever it is read, as it is at least once a step: 18 readings.
-    clock = itertools.count(step=0.1)
+    # A clock that goes on by 0.03 s whenever it is read, as it is at least once a step: 60 readings.
+    clock = itertools.count(step=0.03)
     module = sys.modules[Trainer.__module__]  # `dinocell.finetune.run` names the function
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     out = run(recipe(disks_dataset, tmp_path / "budget", train={"steps": 100_000, "minutes": 0.03}))
     rows = read_metrics(out / "metrics.jsonl", "train")
-    assert 5 <= rows[-1]["step"] <= 18
-    assert rows[-1]["seconds"] == pytest.approx(1.8, abs=0.15)
+    assert 5 <= rows[-1]["step"] <= 60
+    assert rows[-1]["seconds"] == pytest.approx(1.8, abs=0.1)
     assert rows[-1]["lr"] < 0.1 * max(row["lr"] for row in rows)
     assert (out / "model" / "model.safetensors").is_file()
 
