@@ -1,7 +1,7 @@
 """From a finished fine-tuning run to a packaged model: half precision, scores on test splits, card.
 
     python benchmarks/package_model.py runs/finetune --out dinocell/models/packaged/cells --licence Apache-2.0 \
-        --test DATA/nuclei DATA/phase … [--card CARD.md] [--work runs/package] [--device cpu]
+        --test DATA/nuclei DATA/phase … [--card CARD.md] [--like MODEL] [--work runs/package] [--device cpu]
 
 The weights are stored in half precision first, and what is stored is scored: every image of the test splits as
 `dinocell segment` sees it with no option given, so with the model's own estimate of scale, beside Otsu + watershed.
@@ -9,6 +9,9 @@ Scores, licence and the data's licences go into config.json, from where `dinocel
 sections `Network and run` and `Scores on the test splits` and the table `| labelled data |`. All other words of the
 card are kept: write there what was trained before (stage 1, hours, earlier runs) and where the model fails. The card
 is the one of --card, else the one that lies in OUT, else a new one. Nothing is put into OUT before all is done.
+
+What the run does not know of a data set (its modality, licence, source: there was no dataset.yaml) is taken from the
+model folder --like, by default the one in OUT; what is unknown there too is warned of.
 
 Scoring is kept in WORK by the weights' checksum: run it again after changing words, or after a kill.
 A data set of --test that the model was not trained on is listed apart.
@@ -21,6 +24,7 @@ import json
 import re
 import shutil
 import statistics
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +65,8 @@ def main() -> None:
     for root in given.test:
         name, entry = scored(draft, root, given.work, given.device)
         found[name] = entry
-    meta = described(json.loads((draft / "config.json").read_text(encoding="utf-8")), found, draft, given.licence)
+    meta = with_sources(read_meta(draft), given.like or given.out)
+    meta = described(meta, found, draft, given.licence)
     atomic_write_text(draft / "config.json", json.dumps(meta, indent=2) + "\n")
     old = given.card or given.out / "README.md"
     text = old.read_text(encoding="utf-8") if old.is_file() else new_card(given.out.name)
@@ -81,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the packaged model; it is replaced")
     parser.add_argument("--licence", required=True, help="of the weights, an SPDX name")
     parser.add_argument("--test", nargs="+", required=True, help="data sets whose test splits are scored")
+    parser.add_argument("--like", type=Path, help="model folder that knows the data's licences; default: OUT")
     parser.add_argument("--card", type=Path, help="Markdown file with the words of the card")
     parser.add_argument("--work", type=Path, default=Path("runs/package"), help="scores and label images stay here")
     parser.add_argument("--device", default="auto")
@@ -88,6 +94,29 @@ def parse() -> argparse.Namespace:
     if given.card and not given.card.is_file():
         raise ConfigError(f"--card: {given.card} does not exist; leave it out for a new card, or for the one in --out")
     return given
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder; empty where there is none."""
+    file = folder / "config.json"
+    meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return meta
+
+
+def with_sources(meta: dict[str, Any], like: Path) -> dict[str, Any]:
+    """The configuration with modality, licence and source of the training data, where another model knows them."""
+    training = meta.get("training", {})
+    known = {entry["name"]: entry for entry in read_meta(like).get("training", {}).get("datasets", [])}
+    datasets = []
+    for entry in training.get("datasets", []):
+        other = known.get(entry["name"], {})
+        lacks = [key for key in ("modality", "licence", "source") if entry.get(key, "unknown") in ("", "unknown")]
+        datasets.append({**entry, **{key: other[key] for key in lacks if key in other}})
+        if datasets[-1].get("licence", "unknown") in ("", "unknown"):
+            log.warning(
+                f"{entry['name']}: its licence is not known; name it in dataset.yaml or --like a model that does"
+            )
+    return {**meta, "training": {**training, "datasets": datasets}}
 
 
 # ---- scores ----
@@ -100,7 +129,7 @@ def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[s
         DataError: an image could not be segmented, so the scores would be of others.
     """
     weights = sha256_of(model / "model.safetensors")
-    settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    settings = read_meta(model)
     decoding = json.dumps([settings.get(key) for key in ("objective", "preprocess", "rescale", "overlap", "training")])
     name = open_dataset(root, "test")[0].dataset.name
     folder = work / weights[:12] / name
@@ -202,7 +231,12 @@ def run_section(meta: dict[str, Any], model: Path, run: Path) -> str:
         f"{took}the model of step {training.get('step')} was kept; seed {training.get('seed')}, started from "
         f"{training.get('initial_weights')}, {training.get('date')}, torch {training.get('torch')}. Decoding: {chosen}."
     )
-    return "\n".join(lines)
+    return "\n".join(filled(line) for line in lines)
+
+
+def filled(line: str) -> str:
+    """A paragraph in lines of at most 120 characters; tables and commands as they are."""
+    return line if line.startswith(("|", "python", "    ")) else textwrap.fill(line, 120, break_on_hyphens=False)
 
 
 def data_table(meta: dict[str, Any]) -> list[str]:
@@ -236,7 +270,7 @@ def score_section(meta: dict[str, Any], found: dict[str, dict[str, Any]]) -> str
     ]
     if losses:
         lines.append(f"No better than Otsu + watershed: {'; '.join(losses)}.")
-    return "\n".join(lines)
+    return "\n".join(filled(line) for line in lines)
 
 
 def number(value: float | None) -> str:

@@ -26,7 +26,7 @@ def recipe_command(script: str, kind: type[Any], config: Path, fixed: list[str])
     for recipe in sorted((ROOT / script).parent.glob("configs/*.yaml")):
         known = _flat(to_dict(load(kind, str(recipe), fixed)))
         differ = [key for key in used if used[key] != known.get(key) and key not in MACHINE_KEYS]
-        changed = [f"{key}={_plain(used[key])}" for key in differ]
+        changed = [f"{key}={_named(key, used[key])}" for key in differ]
         if best is None or len(changed) < len(best[1]):
             best = recipe, changed
     assert best is not None, f"no recipe beside {script}"
@@ -41,6 +41,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def _named(key: str, value: Any) -> str:
+    """A start or weights by name alone, anything else as `_plain`."""
+    return Path(value).name if value and key in ("start", "weights", "backbone.weights") else _plain(value)
 
 
 def _plain(value: Any) -> str:

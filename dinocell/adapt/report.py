@@ -100,38 +100,45 @@ def _features(report: Report, found: Findings) -> None:
     if stored is not None:
         images, before = stored
         backbone = load_backbone(run / "backbone.safetensors", in_channels=None).eval()
-        after = [patch_tokens(backbone, image, torch.float32) for image in images]
-        report.image(
-            pca_panel(images, {"before": before, "after": after}),
-            f"First three principal components of the patch features, before and at step {found.best_step}",
-        )
+        words = "First three principal components of the patch features"
+        if found.best_step:
+            after = [patch_tokens(backbone, image, torch.float32) for image in images]
+            report.image(
+                pca_panel(images, {"before": before, "after": after}), f"{words}, before and at step {found.best_step}"
+            )
+        else:
+            report.image(pca_panel(images, {"as they were": before}), f"{words}, which stay as they were")
     report.text("All about stage 1: `stage1/report.html`; about the decoder, if it was trained: `aligned/report.html`.")
 
 
 def _segmentations(report: Report, found: Findings) -> None:
     if not found.images:
         return
-    report.heading("Segmentations before and after")
-    device = found.config.finetune.device
-    later = found.out / "adapted" if found.best_step else found.out / "control" / "model"
-    models = [inference.load_model(path, device=device) for path in (find_model(found.config.start), later)]
+    places = {"before": find_model(found.config.start)}
+    if found.best_step:
+        places["after"] = found.out / "adapted"
+    elif found.config.labels:
+        places["after"] = found.out / "control" / "model"
+    report.heading("Segmentations before and after" if "after" in places else "What the model sees in your images")
+    loaded = {name: inference.load_model(path, device=found.config.finetune.device) for name, path in places.items()}
     # Crops without labels lie at the model's scale already.
-    before, after = models if found.config.labels else [AsItIs(model) for model in models]
+    models: dict[str, Segments] = {n: m if found.config.labels else AsItIs(m) for n, m in loaded.items()}
     chosen = found.images[:: max(len(found.images) // PICTURES, 1)][:PICTURES]
     for path in chosen:
-        report.image(_comparison(path, before, after, bool(found.config.labels)), path.stem)
+        report.image(_comparison(path, models, bool(found.config.labels)), path.stem)
     if found.config.labels:
         report.text("In the last column green is right, red found by mistake, blue missed by the later model.")
 
 
-def _comparison(path: Path, before: Segments, after: Segments, labelled: bool) -> NDArray[np.uint8]:
+def _comparison(path: Path, models: Mapping[str, Segments], labelled: bool) -> NDArray[np.uint8]:
+    """The image, each model's cells in it, and the errors of the last one."""
     image = to_rgb(to_gray(read_image(path)))
-    old, new = (model.segment(path).labels for model in (before, after))
-    tiles: list[NDArray[Any]] = [image, overlay(image, old), overlay(image, new)]
-    titles = ["image", "before", "after"]
+    found = {name: model.segment(path).labels for name, model in models.items()}
+    tiles: list[NDArray[Any]] = [image, *(overlay(image, labels) for labels in found.values())]
+    titles = ["image", *found]
     if labelled:
         masks = path.parent.parent / "masks"
         truth = read_labels(next(file for file in sorted(masks.iterdir()) if file.stem == path.stem))
-        tiles.append(error_map(truth, new, image))
+        tiles.append(error_map(truth, found[titles[-1]], image))
         titles.append("errors")
     return panel(tiles, titles, columns=len(tiles), height=256)

@@ -212,12 +212,14 @@ def _unless_stopped(stage: Callable[[Any], object], settings: Any) -> None:
         raise Stopped
 
 
-def _nothing_learnt(probes: list[dict[str, Any]]) -> tuple[str, ...]:
-    values = ", ".join(
-        f"{name} {probes[0][name]:.3f} → {probes[-1][name]:.3f}" for name in probes[0] if name not in ("step", "split")
-    )
+def _nothing_learnt(probes: list[dict[str, Any]], wanted: str) -> tuple[str, ...]:
+    """In words: the probe that chooses the teacher, `wanted` if it could be had, was never above its first value."""
+    named = [name for name in probes[0] if name not in ("step", "split")]
+    watched = next(name for name in (wanted, "rankme_patch", *named) if name in named)
+    later = max(row[watched] for row in probes[1:]) if probes[1:] else probes[0][watched]
     return (
-        f"Stage 1 never improved the features by the probe that watched it ({values}), so nothing of it is kept.",
+        f"Stage 1 never improved the features by the probe that watches them: {watched} was {probes[0][watched]:.3f} at "
+        f"the start and at best {later:.3f} after that. So nothing of it is kept.",
         "It did not help.",
     )
 
@@ -231,9 +233,9 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
     if config.labels and config.control:
         places["control"] = out / "control" / "model"
     if len(places) == 1:
-        words = (*_nothing_learnt(probes), "Use the original model.")
+        words = (*_nothing_learnt(probes, config.pretrain.monitor.best_by), "Use the original model.")
         verdict = Verdict(choice="original", helped=False, sentences=words)
-        return Judgement(verdict=verdict, scores={}, stability={}, images=[])
+        return Judgement(verdict=verdict, scores={}, stability={}, images=_check_images(out, config))
     loaded = {name: inference.load_model(path, device=device) for name, path in places.items()}
     if config.labels:
         items = held_out(config.labels, config.finetune.seed)
@@ -242,16 +244,25 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
             verdict, _ = judge_scores(scores)
         else:
             alone = judge_control(scores["original"], scores["control"])
-            verdict = replace(alone, sentences=(*_nothing_learnt(probes), *alone.sentences))
+            verdict = replace(
+                alone, sentences=(*_nothing_learnt(probes, config.pretrain.monitor.best_by), *alone.sentences)
+            )
         return Judgement(verdict=verdict, scores=scores, stability={}, images=[item.image for item in items])
-    paths = sorted((out / "pseudo" / "val" / "images").iterdir())
-    paths = [paths[int(index)] for index in np.linspace(0, len(paths) - 1, min(len(paths), config.check_images))]
+    paths = _check_images(out, config)
     images = read_gray_images(paths)
     segmenters = {name: AsItIs(model) for name, model in loaded.items()}  # the crops lie at the model's scale
     before = [segmenters["original"].segment(image).labels for image in images]
     steadiness = {name: stability(model, images, before) for name, model in segmenters.items()}
     verdict, _ = judge_stability(steadiness["original"], steadiness["adapted"])
     return Judgement(verdict=verdict, scores={}, stability=steadiness, images=paths)
+
+
+def _check_images(out: Path, config: AdaptConfig) -> list[Path]:
+    """Some of the val crops, evenly picked; none where there are labels to judge by."""
+    if config.labels:
+        return []
+    paths = sorted((out / "pseudo" / "val" / "images").iterdir())
+    return [paths[int(index)] for index in np.linspace(0, len(paths) - 1, min(len(paths), config.check_images))]
 
 
 def held_out(roots: tuple[str, ...], seed: int) -> list[LabelledItem]:

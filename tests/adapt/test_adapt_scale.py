@@ -135,10 +135,13 @@ def test_the_models_own_labels_are_made_and_kept_at_its_scale(enlarged: Path, re
 
 
 def test_a_model_that_rescales_still_does_after_training(rescaling: Path, model: Path, tmp_path: Path) -> None:
-    free, labelled = config(tmp_path, rescaling, tmp_path / "a"), tmp_path / "labels"
+    images, labelled = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    cv2.imwrite(str(images / "a.png"), np.zeros((8, 8), np.uint8))
     labelled.mkdir()
-    bound = config(tmp_path, rescaling, tmp_path / "b", "--labels", str(labelled))
+    free = config(images, rescaling, tmp_path / "a")
+    bound = config(images, rescaling, tmp_path / "b", "--labels", str(labelled))
     diameter = json.loads((rescaling / "config.json").read_text())["training"]["diameter"]
     assert bound.finetune.data.min_diameter <= diameter <= bound.finetune.data.max_diameter
     assert free.finetune.data.rescales and free.finetune.data.max_diameter > 4 * diameter
-    assert not config(tmp_path, model, tmp_path / "c").finetune.data.rescales
+    assert not config(images, model, tmp_path / "c").finetune.data.rescales

@@ -116,13 +116,16 @@ def test_words_of_a_card_are_kept_and_scoring_is_not_repeated(
     out = tmp_path / "mine"
     out.mkdir()
     (out / "README.md").write_text(CARD, encoding="utf-8")
+    known = {"training": {"datasets": [{"name": "cells-a", "modality": "synthetic", "licence": "not this one"}]}}
+    (out / "config.json").write_text(json.dumps(known), encoding="utf-8")
     package(tool, monkeypatch, run, out, "--test", data["cells-a"])
     first = (out / "README.md").read_text(encoding="utf-8")
     for words in ("Words on top.", "Words of the training.", "Words below the table.", "- Everywhere."):
         assert first.count(words) == 1
     assert "gone" not in first
     assert "old scores" not in first
-    assert "| cells-a |  | 1 | CC0-1.0 |" in first
+    assert "| cells-a | synthetic | 1 | CC0-1.0 |  |" in first  # the modality is what the model in its place knew
+    assert all(len(line) <= 120 for line in first.splitlines())
     headings = [line for line in first.splitlines() if line.startswith("## ")]
     assert headings == ["## Network and run", "## Training", "## Scores on the test splits", "## Where it fails"]
     monkeypatch.setattr(tool, "evaluate_model", lambda *_, **__: pytest.fail("scored twice"))
