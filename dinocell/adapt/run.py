@@ -217,9 +217,9 @@ def _nothing_learnt(probes: list[dict[str, Any]], wanted: str) -> tuple[str, ...
     named = [name for name in probes[0] if name not in ("step", "split")]
     watched = next(name for name in (wanted, "rankme_patch", *named) if name in named)
     later = max(row[watched] for row in probes[1:]) if probes[1:] else probes[0][watched]
+    values = f"{watched} was {probes[0][watched]:.3f} at the start and at best {later:.3f} after that"
     return (
-        f"Stage 1 never improved the features by the probe that watches them: {watched} was {probes[0][watched]:.3f} at "
-        f"the start and at best {later:.3f} after that. So nothing of it is kept.",
+        f"Stage 1 never improved the features by the probe that watches them: {values}. So nothing of it is kept.",
         "It did not help.",
     )
 
@@ -232,8 +232,9 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
         places["adapted"] = out / "adapted"
     if config.labels and config.control:
         places["control"] = out / "control" / "model"
+    unchanged = () if best_step else _nothing_learnt(probes, config.pretrain.monitor.best_by)
     if len(places) == 1:
-        words = (*_nothing_learnt(probes, config.pretrain.monitor.best_by), "Use the original model.")
+        words = (*unchanged, "Use the original model.")
         verdict = Verdict(choice="original", helped=False, sentences=words)
         return Judgement(verdict=verdict, scores={}, stability={}, images=_check_images(out, config))
     loaded = {name: inference.load_model(path, device=device) for name, path in places.items()}
