@@ -22,6 +22,7 @@ def execute(path: Path, where: Path = HERE) -> nbformat.NotebookNode:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}  # no colour codes in what is stored
     NotebookClient(
         notebook,
         timeout=1800,
