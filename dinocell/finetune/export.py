@@ -88,6 +88,8 @@ def write_model_folder(
         "rescale": "auto" if config.data.rescales and config.objective.kind == "flows" else "own",
         "training": {
             "step": step,
+            "min_diameter": config.data.min_diameter,
+            "max_diameter": config.data.max_diameter,
             "diameter": origin.sizes.diameter,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "initial_weights": Path(origin.initial_weights).name,

@@ -11,7 +11,7 @@ from dinocell import log
 from dinocell.config import from_dict
 from dinocell.data.preprocess import PreprocessConfig
 from dinocell.errors import CheckpointError, ConfigError
-from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.config import DataConfig, FinetuneConfig
 from dinocell.inference.packaged import find_model
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, load_model_folder
 from dinocell.models.segmenter import CONFIG_NAME
@@ -20,6 +20,8 @@ from dinocell.objectives import ObjectiveConfig
 
 def adopt(config: FinetuneConfig) -> FinetuneConfig:
     """The recipe with the crop, preprocessing, decoder, objective and backbone shape of the model in `config.start`.
+
+    Where the recipe leaves images at their own scale, they are brought to the diameters that the model knows.
 
     Raises:
         ConfigError: no such model. CheckpointError: its config.json cannot be read.
@@ -37,6 +39,7 @@ def adopt(config: FinetuneConfig) -> FinetuneConfig:
         input_size=int(meta["input_size"]),
         overlap=int(meta.get("overlap", crop // 4)),
         fit=meta.get("fit", "tile"),
+        data=config.data if config.data.rescales else _with_limits(config.data, meta.get("training") or {}),
         preprocess=from_dict(PreprocessConfig, meta.get("preprocess") or {}),
         decoder=_decoder(from_dict(DecoderConfig, meta["decoder"]), config.decoder),
         objective=from_dict(ObjectiveConfig, meta.get("objective") or {}),
@@ -48,6 +51,12 @@ def adopt(config: FinetuneConfig) -> FinetuneConfig:
             in_channels=1 if vit.in_channels == 1 else 3,
         ),
     )
+
+
+def _with_limits(data: DataConfig, training: dict[str, Any]) -> DataConfig:
+    """The diameters that the model's images were brought to: it expects no others."""
+    low, high = (float(training.get(name) or 0.0) for name in ("min_diameter", "max_diameter"))
+    return replace(data, min_diameter=low, max_diameter=high)
 
 
 def _decoder(stored: DecoderConfig, recipe: DecoderConfig) -> DecoderConfig:

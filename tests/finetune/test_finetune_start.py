@@ -88,6 +88,17 @@ def test_weights_of_another_width_are_a_clear_mistake(model: Path, disks_dataset
         run(going_on(model, disks_dataset, tmp_path / "run", backbone={"weights": str(weights)}))
 
 
+def test_the_diameters_of_a_model_hold_unless_the_recipe_has_its_own(
+    disks_dataset: Path, tmp_path: Path, tiny: Callable[..., FinetuneConfig]
+) -> None:
+    changes = {**BASE, "data": {"min_diameter": 8, "max_diameter": 14}, "train": {"steps": 1, "batch_size": 2}}
+    model = run(tiny(disks_dataset, tmp_path / "run", changes)) / "model"
+    plain = adopt(from_dict(FinetuneConfig, {"start": str(model)}))
+    assert (plain.data.min_diameter, plain.data.max_diameter) == (8, 14)
+    own = adopt(from_dict(FinetuneConfig, {"start": str(model), "data": {"max_diameter": 30}}))
+    assert (own.data.min_diameter, own.data.max_diameter) == (0, 30)
+
+
 def test_a_config_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"crop_size": 32}')
     with pytest.raises(CheckpointError, match="input_size"):
