@@ -7,6 +7,7 @@ metadata, from `axes.py`'s stated rules, or from the caller, and the result says
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -158,9 +159,26 @@ def _jpeg_shape(head: bytes, where: Path) -> tuple[int, int, int]:
         marker = head[position + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
             height, width = (int.from_bytes(head[position + k : position + k + 2]) for k in (5, 7))
-            return height, width, head[position + 9]
+            samples = head[position + 9]
+            if marker <= 0xC2 and samples <= 4:
+                _refuse_short_jpeg(height, width, head[position + 11 : position + 10 + 3 * samples : 3], where)
+            return height, width, samples
         position += 2 + int.from_bytes(head[position + 2 : position + 4])
     raise DataError(f"{where}: JPEG without a frame header")
+
+
+def _refuse_short_jpeg(height: int, width: int, sampling: bytes, where: Path) -> None:
+    """Refuse a Huffman-coded JPEG too short for its picture; decoders would fill it up with gray.
+
+    Each 8 × 8 block of each component takes a code word of its own, which has at least one bit. Four bits of
+    `sampling`, a byte a component, are its density across, four that down.
+    """
+    density = [(max(1, one >> 4), max(1, one & 15)) for one in sampling]
+    across, down = (8 * max(side, default=1) for side in zip(*density, strict=True)) if density else (8, 8)
+    blocks = sum(math.ceil(width * h / across) * math.ceil(height * v / down) for h, v in density)
+    size = where.stat().st_size
+    if blocks > 8 * size:
+        raise DataError(f"{where}: damaged JPEG, {size} bytes cannot hold {height} x {width} px")
 
 
 def _read_npy(file: Path, max_bytes: int | None) -> ImageFile:

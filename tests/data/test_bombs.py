@@ -158,3 +158,19 @@ def test_zarr_arrays_are_refused_by_their_headers(
     (tmp_path / "a.ome.zarr" / "0" / name).write_text(json.dumps(header))
     with pytest.raises(DataError, match=rf"a\.ome\.zarr.*{refusal}"):
         io.read_image(tmp_path / "a.ome.zarr")
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_jpeg_whose_bytes_cannot_hold_its_blocks_is_refused_and_a_blank_one_is_read(
+    tmp_path: Path, progressive: int, colour: bool
+) -> None:
+    path = tmp_path / "a.jpg"
+    blank = np.full((2_000, 1_600, 3) if colour else (2_000, 1_600), 90, np.uint8)
+    cv2.imwrite(str(path), blank, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
+    assert io.read_image(path).array.shape == blank.shape
+    data = path.read_bytes()
+    height = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    path.write_bytes(data[:height] + (60_000).to_bytes(2) + data[height + 2 :])  # 30 times as many blocks
+    with pytest.raises(DataError, match=f"damaged JPEG, {len(data)} bytes cannot hold 60000 x 1600 px"):
+        io.read_image(path)
