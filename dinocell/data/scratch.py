@@ -16,6 +16,8 @@ from dinocell.errors import DataError
 
 BAND_BYTES = 2**25
 """Bytes of an array that are worked on at a time."""
+FAULT_BYTES = 2**17
+"""Bytes that reading a short run of a file-backed array may map: two of Linux's runs of pages."""
 
 
 def scratch_array(shape: tuple[int, ...], dtype: Any, folder: Path | None = None) -> npt.NDArray[Any]:
@@ -44,6 +46,22 @@ def release(array: npt.NDArray[Any]) -> None:
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def copy_by_bands(target: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
+    """target[…] = source for arrays (…, H, W), some rows at a time; file-backed pages are given back in between.
+
+    The system maps a run of pages (64 KiB) around each one that is read. So a narrow region of a wide file-backed array
+    costs many times its size if it is read at once.
+    """
+    for index in np.ndindex(target.shape[:-2]):
+        rows, columns = target.shape[-2:]
+        step = max(1, BAND_BYTES // (max(columns * source.dtype.itemsize, FAULT_BYTES)))
+        for top in range(0, rows, step):
+            band = (*index, slice(top, top + step))
+            target[band] = source[band]
+            release(source)
+            release(target)
 
 
 def band_rows(array_shape: tuple[int, ...], itemsize: int) -> int:

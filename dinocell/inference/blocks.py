@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dinocell import log
+from dinocell.data.scratch import copy_by_bands
 from dinocell.inference.result import cell_probability
 from dinocell.objectives import Frame, Objective, ObjectiveConfig, build_objective
 
@@ -103,7 +104,7 @@ def _decode_core(
     """(top, left, mask) of each cell whose first pixel lies in the core."""
     while True:
         region = core.grown(halo, size)
-        part = np.ascontiguousarray(maps[(slice(None), *region.slices)])
+        part = _read(maps, region)
         labels = _decode(part, config, region, size)
         boxes = ndimage.find_objects(labels)
         if not _cut(labels, boxes, part, config, core, region, size):
@@ -120,6 +121,16 @@ def _decode_core(
         first = left + int(mask[0].argmax())
         if core.y0 <= top < core.y1 and core.x0 <= first < core.x1:
             yield top, left, mask
+
+
+def _read(maps: Any, region: Region) -> Float32:
+    """Maps (K, h, w) of a region, in memory of its own."""
+    source = maps[(slice(None), *region.slices)]
+    if not isinstance(source, np.memmap):
+        return np.ascontiguousarray(source)
+    part = np.empty(source.shape, source.dtype)
+    copy_by_bands(part, source)
+    return part
 
 
 def _decode(part: Float32, config: ObjectiveConfig, region: Region, size: tuple[int, int]) -> NDArray[np.int32]:

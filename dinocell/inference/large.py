@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dinocell import log
-from dinocell.data.scratch import release
+from dinocell.data.scratch import band_rows, copy_by_bands, release
 from dinocell.inference.blocks import BLOCK, blocks, decode_blocks
 from dinocell.inference.planes import InputPlane
 from dinocell.inference.resample import Picture, ScaledMaps
@@ -65,18 +65,18 @@ def predict_large(
                 continue
             band, before = bands[row % 2], bands[1 - row % 2]
             shared = window - (tops[row] - tops[row - 1]) if row else 0
-            band[:, :shared] = before[:, window - shared :]
-            band[:, shared:] = 0
+            copy_by_bands(band[:, :shared], before[:, window - shared :])
+            copy_by_bands(band[:, shared:], np.broadcast_to(np.float32(0), band[:, shared:].shape))
             waiting = list(tiles)
             while waiting:
                 batch, waiting = waiting[:batch_size], waiting[batch_size:]
                 predictions = run_batch(model, [source.region(*at.slices) for at in batch], device, dtype)
                 for at, prediction in zip(batch, predictions, strict=True):
                     band[:, :, at.x : at.x + at.width] += prediction * taper(at, source.size, window, overlap)
-            maps[:, tops[row] : tops[row + 1]] = band[:, : tops[row + 1] - tops[row]]  # no later window touches these
+                release(band)
+            done = tops[row + 1] - tops[row]  # rows that no later window touches
+            copy_by_bands(maps[:, tops[row] : tops[row + 1]], band[:, :done])
             scratch.commit(maps, band, network=row + 1)
-            for array in (maps, band, before):
-                release(array)
             yield tops[row + 1], maps
 
 
@@ -120,8 +120,9 @@ def _decoded(seen: Any, maps: Float32, config: ObjectiveConfig, plane: InputPlan
     labels = scratch.array("labels", plane.size, np.uint32, "decoding")
     first, count = scratch.done("decoding"), scratch.done("cells")
     if scratch.resumed:  # cells of the block that was being decoded are found again
-        for top in range(0, len(labels), BLOCK):
-            part = labels[top : top + BLOCK]
+        step = band_rows(labels.shape, labels.dtype.itemsize)
+        for top in range(0, len(labels), step):
+            part = labels[top : top + step]
             part[part > count] = 0
             release(labels)
     steps = decode_blocks(seen, config, labels, BLOCK, first=first, count=count)
@@ -138,8 +139,9 @@ def _cleaned(labels: NDArray[Any], gray: NDArray[Any], count: int, scratch: Scra
     """Labels without cells on NaN pixels, as uint16 if they fit."""
     small = count <= MAX_UINT16
     target = scratch.array("final", labels.shape, np.uint16, "writing") if small else labels
-    for top in range(0, len(labels), BLOCK):
-        rows = slice(top, top + BLOCK)
+    step = band_rows(labels.shape, labels.dtype.itemsize)
+    for top in range(0, len(labels), step):
+        rows = slice(top, top + step)
         part = labels[rows]
         if gray.dtype.kind == "f":
             part = np.where(np.isfinite(gray[rows]), part, 0)

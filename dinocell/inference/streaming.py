@@ -50,6 +50,7 @@ class StreamedInput:
         values = self._mapped(rows, columns)
         values -= np.float32(self.mean)
         values *= np.float32(1 / max(self.deviation, 1e-12))
+        release(self.gray)
         return values
 
     def _unit(self, block: NDArray[Any]) -> Float32:
@@ -96,8 +97,8 @@ class StreamedInput:
                     unit = self._unit(self._pixels(down, across))
                     bins = np.rint(unit * np.float32(BINS - 1)).astype(np.uint8)
                     counts += np.bincount(bins.ravel(), minlength=BINS)
+                    release(self.gray)
                 tables[row, column] = tile_table(counts, self.config.clahe_clip, tile_h * tile_w)
-            release(self.gray)
         return tables
 
     def _pixels(self, down: NDArray[np.int64], across: NDArray[np.int64]) -> NDArray[Any]:
