@@ -116,7 +116,10 @@ def export(
     to: Annotated[str, typer.Option(help="A backbone as backbone, dinov2, hf, timm; a model as onnx, bioimage.")] = (
         "backbone"
     ),
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: inside the given folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; default: inside the given folder, or here for a packaged model."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="onnx: crops a call; default: any number.")] = None,
     author: Annotated[list[str] | None, typer.Option(help="bioimage: who made the model; repeatable.")] = None,
     licence: Annotated[str, typer.Option(help="bioimage: SPDX licence of the weights; default: the model's.")] = "",

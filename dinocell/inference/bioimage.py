@@ -27,8 +27,8 @@ from dinocell.checkpoint import atomic_write_bytes, sha256_of
 from dinocell.data.preprocess import PreprocessConfig
 from dinocell.data.synthetic import make_image
 from dinocell.errors import CheckpointError, ConfigError
-from dinocell.inference.onnx_file import NEEDED, OUTPUT, OnnxFile, describe, export_onnx, preprocessing_steps, require
-from dinocell.inference.packaged import find_model
+from dinocell.inference.onnx_file import NEEDED, OUTPUT, OnnxFile, describe, export_onnx, require
+from dinocell.inference.packaged import export_folder, find_model
 from dinocell.inference.planes import iter_planes, loaded, open_image
 from dinocell.inference.segment import Segmenter
 from dinocell.metrics import maximum_matching_accuracy
@@ -104,7 +104,8 @@ def export_bioimage(
 
     Args:
         model: a model folder, a run folder of fine-tuning, a packaged name; None for the default model.
-        out: the .zip, or a folder for `NAME.zip`; default: inside the model folder.
+        out: the .zip, or a folder for `NAME.zip`; default: inside the model folder, or the working
+            directory for a packaged model.
         about: authors, licence and name; licence and name may stand in the model's config.json.
         image: test image, at least as large as the model's window, whose middle is taken; default: a generated one.
 
@@ -117,7 +118,7 @@ def export_bioimage(
     segmenter = Segmenter(folder, device="cpu", precision="float32")
     about = _complete(about or About(), segmenter.meta, folder)
     sample = _sample(image, segmenter.window)
-    target = Path(out) if out is not None else folder
+    target = Path(out) if out is not None else export_folder(folder)
     target = target if target.suffix == ".zip" else target / f"{about.name.replace(' ', '_')}.zip"
     with tempfile.TemporaryDirectory() as scratch:
         onnx = export_onnx(folder, Path(scratch, "model.onnx"))
@@ -276,7 +277,7 @@ def _readme(segmenter: Segmenter, about: About, facts: Mapping[str, Any], onnx: 
         "",
         "The model was trained on images prepared so:",
         "",
-        *preprocessing_steps(config, segmenter.window),
+        *facts["preprocessing"],
         "",
         "rdf.yaml says the same in the format's own operations, with these differences:",
         "",

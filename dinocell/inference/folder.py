@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -220,7 +221,11 @@ class _Run:
             if file.stat().st_size > AHEAD_BYTES and not now:
                 return _Opened(file, stem, 1, iter(()), deferred=True)
             image = choose_depth(open_image(file, self.options.axes), self.options.z, self.options.channel)
-            return _Opened(file, stem, count_planes(image), iter_planes(image, self.options.channel))
+            planes = iter_planes(image, self.options.channel)
+            first = next(
+                planes
+            )  # most files hold one plane: its gray picture is made here, not while the network waits
+            return _Opened(file, stem, count_planes(image), chain([first], planes))
         except Exception as error:  # whatever a reader raises on a bad file must not stop the others
             return _Opened(file, stem, 1, iter(()), Outcome(**about, status="failed", reason=_reason(error)))
 

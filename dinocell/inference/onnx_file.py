@@ -29,7 +29,7 @@ from dinocell.config import from_dict
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.data.synthetic import make_image
 from dinocell.errors import CheckpointError, ConfigError
-from dinocell.inference.packaged import find_model
+from dinocell.inference.packaged import export_folder, find_model
 from dinocell.inference.tiling import OVERLAP
 from dinocell.models import SegmentationModel, VisionTransformer, load_model_folder
 from dinocell.models.vision_transformer import GRAY_MEAN, GRAY_STD
@@ -129,7 +129,8 @@ def export_onnx(
 
     Args:
         model: a model folder, a run folder of fine-tuning, a packaged name; None for the default model.
-        out: the file, or a folder for `model.onnx`; default: inside the model folder.
+        out: the file, or a folder for `model.onnx`; default: inside the model folder, or the working
+            directory for a packaged model.
         batch: crops per call; None leaves it open.
 
     Raises:
@@ -144,7 +145,7 @@ def export_onnx(
         raise ConfigError(f"{folder}: {size / 2**30:.1f} GB of weights do not fit an ONNX file, which ends at 2 GB")
     if batch is not None and batch < 1:
         raise ConfigError(f"batch: at least 1, got {batch}; leave it out for any number")
-    target = Path(out) if out is not None else folder
+    target = Path(out) if out is not None else export_folder(folder)
     target = target if target.suffix == ".onnx" else target / "model.onnx"
     target.parent.mkdir(parents=True, exist_ok=True)
     data, opset = _convert(network, meta, batch)
@@ -214,8 +215,12 @@ def describe(network: SegmentationModel, meta: Mapping[str, Any]) -> dict[str, A
     """What a program needs to use the network: preprocessing in words and numbers, windows, maps, decoding."""
     config = from_dict(PreprocessConfig, meta.get("preprocess") or {}, "preprocess")
     objective = from_dict(ObjectiveConfig, meta.get("objective") or {}, "objective")
+    training = meta.get("training") or {}
+    steps = preprocessing_steps(config, network.crop_size)
+    if meta.get("rescale") == "auto" and training.get("diameter"):
+        steps.insert(0, f"0. Resized so that cells are about {training['diameter']:.0f} px in diameter.")
     return {
-        "preprocessing": preprocessing_steps(config, network.crop_size),
+        "preprocessing": steps,
         "preprocess": dataclasses.asdict(config),
         "crop_size": network.crop_size,
         "overlap": int(meta.get("overlap", min(OVERLAP, network.crop_size // 4))),
@@ -223,7 +228,7 @@ def describe(network: SegmentationModel, meta: Mapping[str, Any]) -> dict[str, A
         "maps": list(build_objective(objective).channels),
         "activation": "none: raw maps",
         "objective": dataclasses.asdict(objective),
-        "training": meta.get("training") or {},
+        "training": training,
         "dinocell": __version__,
     }
 

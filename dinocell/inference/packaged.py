@@ -98,6 +98,11 @@ def find_model(model: str | os.PathLike[str] | None = None) -> Path:
     return folder
 
 
+def export_folder(folder: Path) -> Path:
+    """Where files made of a model go by default: its own folder, or the working directory for a packaged one."""
+    return Path() if folder.parent == PACKAGED else folder
+
+
 def _none_chosen(names: Sequence[str]) -> str:
     if not names:
         return "model: no packaged model is in this installation; name a model folder: --model DIR (Python: model=DIR)"

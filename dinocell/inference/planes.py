@@ -166,7 +166,8 @@ def _plane(
         gray = to_gray_large(array, axes, folder)
     else:
         gray = to_gray(array, axes) if len(axes) > 2 else array
-    display = array[..., :3] if axes == "YXS" and array.shape[2] >= 3 else gray
+    coloured = axes == "YXS" and len(channels) >= 3  # three equal samples are a gray picture: shown with its contrast
+    display = array[..., :3] if coloured else gray
     return InputPlane(name=name, gray=gray, display=display, channels=channels, pixel_size=image.pixel_size)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import tifffile
 import torch
 from torch import nn
 
-from dinocell.data.io import read_labels
+from dinocell.data.io import read_labels, to_gray
 from dinocell.errors import ConfigError, DataError
-from dinocell.inference import RunSummary, Segmenter, Shard, merge_shards, naming, run
+from dinocell.inference import RunSummary, Segmenter, Shard, folder, merge_shards, naming, planes, run
 from dinocell.inference.folder import SUMMARY_NAME
+from dinocell.inference.outputs import save_result
+from dinocell.inference.planes import open_image
 
 Make = Callable[..., Any]
 
@@ -193,6 +196,46 @@ def test_an_unwritable_result_is_a_failure_with_a_name(tmp_path: Path, segmenter
     (tmp_path / "out" / "a_labels.tif").mkdir(parents=True)
     summary = run([tmp_path / "a.png"], tmp_path / "out", segmenter)
     assert summary.exit_code == 1 and "a_labels.tif: cannot be written" in summary.failed[0].reason
+
+
+def test_reading_network_and_writing_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage waits until the one before it works on the next image: one after the other, that would never be."""
+    count, read_begun, run_begun = 5, [threading.Event() for _ in range(6)], [threading.Event() for _ in range(6)]
+    made_in: list[str] = []
+    waits: list[bool] = []
+    for index in range(count):
+        write(tmp_path / "in" / f"{index}.png", np.stack([squares(n, (96, 96)) for n in (index, 1, 2)], axis=-1))
+
+    class Waiting(Bright):
+        calls = 0
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            run_begun[self.calls - 1].set()
+            waits.append(self.calls == count or read_begun[self.calls].wait(30))
+            return super().forward(z)
+
+    def opened(path: Path, *rest: Any) -> Any:
+        read_begun[int(path.stem)].set()
+        return open_image(path, *rest)
+
+    def saved(result: Any, out: Path, stem: str, *rest: Any) -> Any:
+        waits.append(int(stem) == count - 1 or run_begun[int(stem) + 1].wait(30))
+        return save_result(result, out, stem, *rest)
+
+    def gray(*rest: Any) -> Any:
+        made_in.append(threading.current_thread().name)
+        return to_gray(*rest)
+
+    monkeypatch.setattr(folder, "open_image", opened)
+    monkeypatch.setattr(folder, "save_result", saved)
+    monkeypatch.setattr(planes, "to_gray", gray)
+    configuration = {"crop_size": 96, "objective": {"kind": "semantic"}}
+    segmenter = Segmenter(Waiting(), configuration, device="cpu", precision="float32", batch_size=1)
+    summary = run([tmp_path / "in"], tmp_path / "out", segmenter)
+    assert summary.count("done") == count, summary.failed
+    assert len(waits) == 2 * count and all(waits)
+    assert len(made_in) == count and all(name.startswith("read") for name in made_in)
 
 
 def test_memory_shortage_halves_the_batch(segmenter: Segmenter) -> None:

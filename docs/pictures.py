@@ -1,0 +1,109 @@
+"""Draw the pictures of docs/segment.md: real images with the outlines that a model gives, one PNG a figure.
+
+    python docs/pictures.py --data DATA [--model cells] [--out docs/images] [--only segment_layouts]
+
+DATA holds `unlabelled/SOURCE/` and `labelled/DATASET/test/images/`; sources, licences and what to look for stand in
+`FIGURES`. Each image is segmented whole, as `dinocell segment` does it, and a square of it
+is shown, at most `SHOWN` px wide. Prints one line an image: cells, and what the command would have said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dinocell.inference import Segmenter
+from dinocell.report.overlays import overlay, panel, to_rgb
+
+SHOWN = 400
+TILE = 300
+COLUMNS = 4
+COLOURS = 128
+"""Of a PNG: a palette makes it three times smaller."""
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a figure: file under DATA, what it shows, and the upper left corner of the square shown."""
+
+    file: str
+    says: str
+    corner: tuple[int, int] = (0, 0)
+    channel: int | None = None
+    diameter: float | None = None
+
+
+EMBL, NOTEBOOKS = "unlabelled/embl_training", "unlabelled/bioimage_notebooks"
+PROFILER, OMNIPOSE = "unlabelled/cellprofiler_examples", "unlabelled/bacteria_omnipose"
+FIGURES: dict[str, list[Tile]] = {
+    # one of every source that may be shown, whatever comes out
+    "segment_sources": [
+        Tile(f"{EMBL}/xy_16bit_calibrated__nuclei_various_shapes.tif", "nuclei, 16 bit"),
+        Tile(f"{PROFILER}/human_ht29_d0.tif", "HT29 nuclei", (50, 100)),
+        Tile("unlabelled/qpi_float32/pc3_00001.tif", "PC-3, float32", (100, 100)),
+        Tile(f"{NOTEBOOKS}/embryos_grey.tif", "embryos, bright field", (80, 200)),
+        Tile(f"{NOTEBOOKS}/membranes_2d.tif", "membranes"),
+        Tile("unlabelled/maicrobe_saureus/saureus_phase.tif", "S. aureus, phase", (300, 100)),
+        Tile("unlabelled/yeast_brightfield_ep/BF_frame030.tif", "yeast, bright field", (60, 60)),
+        Tile("unlabelled/yeast_phase_yeaz/2020_3_19_frame_100_cropped.tif", "yeast, 33 gray levels", (400, 400)),
+        Tile("unlabelled/usiigaci_t98g/20180101ef002xy01t15.png", "T98G, phase", (300, 300)),
+        Tile("unlabelled/smear_chula_rbc12/chula_180.jpg", "red cells, RGB JPEG"),
+        Tile("unlabelled/smear_bccd/BloodImage_00205.jpg", "blood smear, RGB JPEG"),
+        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, phase", (100, 60)),
+    ],
+    "segment_layouts": [
+        Tile(f"{EMBL}/xyc_16bit__hela-cells.tif", "CYX: all channels"),
+        Tile(f"{EMBL}/xyc_16bit__hela-cells.tif", "CYX: channel 2", channel=2),
+        Tile(f"{NOTEBOOKS}/membrane_2d_timelapse.tif", "TYX: frame 0"),
+        Tile(f"{PROFILER}/drosophila_seq1_0000.tif", "RGB TIFF, wing disc"),
+    ],
+    "segment_diameter": [
+        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, estimated", (100, 60)),
+        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, 10 px", (100, 60), diameter=10),
+        Tile(f"{OMNIPOSE}/caulo_15.tif", "Caulobacter, estimated"),
+        Tile(f"{OMNIPOSE}/caulo_15.tif", "Caulobacter, 20 px", diameter=20),
+    ],
+}
+
+
+def main() -> None:
+    """Draw the figures named, and say what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with unlabelled/ and labelled/")
+    parser.add_argument("--model", help="model folder or packaged name; default: the packaged model")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
+    parser.add_argument("--only", help=f"figures, out of {','.join(FIGURES)}")
+    arguments = parser.parse_args()
+    segmenter = Segmenter(arguments.model)
+    for name in arguments.only.split(",") if arguments.only else FIGURES:
+        tiles = FIGURES[name]
+        drawn = [draw(segmenter, arguments.data, tile) for tile in tiles]
+        sheet = panel(drawn, [tile.says for tile in tiles], columns=COLUMNS, height=TILE)
+        path = arguments.out / f"{name}.png"
+        Image.fromarray(sheet).quantize(COLOURS).save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size // 1024} kB")
+
+
+def draw(segmenter: Segmenter, data: Path, tile: Tile) -> UInt8:
+    """A square of one image with the outlines of its cells, TILE px wide."""
+    result = next(segmenter.segment_planes(data / tile.file, channel=tile.channel, diameter=tile.diameter))
+    print(f"{tile.file}: {result.labels.max()} cells; {'; '.join(result.notes)}", flush=True)
+    side = min(SHOWN, *result.labels.shape)
+    y, x = (min(start, length - side) for start, length in zip(tile.corner, result.labels.shape, strict=True))
+    part = slice(y, y + side), slice(x, x + side)
+    enlarging = cv2.INTER_AREA if side > TILE else cv2.INTER_CUBIC
+    picture = cv2.resize(to_rgb(result.plane.display)[part], (TILE, TILE), interpolation=enlarging)
+    labels = cv2.resize(result.labels[part].astype(np.int32), (TILE, TILE), interpolation=cv2.INTER_NEAREST)
+    return overlay(picture, labels, thickness=1)
+
+
+if __name__ == "__main__":
+    main()
