@@ -10,10 +10,13 @@ import pytest
 import tifffile
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dinocell
+from dinocell.device import choose_dtype
 from dinocell.errors import CheckpointError, ConfigError, DataError
 from dinocell.inference import Segmenter, SegmentOptions, load_model, predict_maps, segment
+from dinocell.inference.tiling import run_batch
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
 
 Make = Callable[..., Any]
@@ -247,6 +250,37 @@ def test_damaged_weights_are_one_clear_error(model_folder: Path, tmp_path: Path)
         (tmp_path / name).write_bytes((model_folder / name).read_bytes()[:200])
     with pytest.raises(CheckpointError):
         load_model(tmp_path, device="cpu")
+
+
+class Numbers(TorchDispatchMode):
+    """The number formats of every tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.seen |= {one.dtype for one in torch.utils._pytree.tree_leaves(made) if isinstance(one, torch.Tensor)}
+        return made
+
+
+@pytest.mark.parametrize(("crop", "side", "channels"), [(64, 64, 1), (64, 112, 3), (128, 64, 1)])
+@pytest.mark.parametrize("kind", ["linear", "transposed", "bilinear"])
+def test_nothing_on_the_device_is_in_double_precision(crop: int, side: int, channels: int, kind: Any) -> None:
+    """Apple's GPU has no float64: neither weights, nor buffers, nor anything computed in a window may be."""
+    config = ViTConfig(arch="vit_tiny", patch_size=8, image_size=32, depth=1, in_channels=channels)
+    decoder = DecoderConfig(neck_width=16, kind=kind)
+    model = SegmentationModel(VisionTransformer(config), decoder, 3, crop, side)
+    assert torch.float64 not in {one.dtype for one in (*model.parameters(), *model.buffers())}
+    window = np.random.default_rng(0).normal(size=(crop, crop)).astype(np.float32)
+    with Numbers() as numbers, torch.inference_mode():
+        run_batch(model.eval(), [window, window], torch.device("cpu"), torch.float32)
+    assert torch.float32 in numbers.seen and torch.float64 not in numbers.seen
+
+
+def test_apples_gpu_computes_in_float32() -> None:
+    assert choose_dtype("auto", torch.device("mps"))[0] == torch.float32
 
 
 def volume() -> np.ndarray:
