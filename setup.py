@@ -40,7 +40,7 @@ setup(
         "scikit-image>=0.22",
         "opencv-python-headless>=4.8",
         "numba>=0.59",
-        "tifffile>=2023.7",
+        "tifffile>=2024.2.12",
         "imagecodecs>=2023.7",
         "omegaconf>=2.4,<3",
         "fvcore>=0.1.5",

@@ -16,7 +16,7 @@ from dinocell.data.image import Array, reading, refuse_bomb
 from dinocell.data.lazy import LazyFile, Make, from_array, worth_it
 from dinocell.data.scratch import release
 
-RELEASE_BYTES = 2**27
+RELEASE_BYTES = 2**25
 PALETTE, WHITE_IS_ZERO = 3, 0
 
 
@@ -124,7 +124,7 @@ def _decode(page: Any, out: Array) -> None:
     planar = out.ndim == 3 and int(page.planarconfig) == 2
     samples = out.ndim == 3 and not planar
     filled = 0
-    for data, (sample, _, y, x, _), _ in page.segments():
+    for data, (sample, _, y, x, _), _ in page.segments(buffersize=RELEASE_BYTES):
         if data is None:  # a sparse file's empty tile
             continue
         target = (out[sample] if planar else out)[y : y + data.shape[1], x : x + data.shape[2]]
