@@ -1,10 +1,10 @@
 """Draw the pictures of docs/segment.md: real images with the outlines that a model gives, one PNG a figure.
 
-    python docs/pictures.py --data DATA [--model cells] [--out docs/images] [--only segment_layouts]
+    python docs/pictures.py --data DATA [--model cells] [--out docs/images] [--only segment_bad]
 
-DATA holds `unlabelled/SOURCE/` and `labelled/DATASET/test/images/`; sources, licences and what to look for stand in
-`FIGURES`. Each image is segmented whole, as `dinocell segment` does it, and a square of it
-is shown, at most `SHOWN` px wide. Prints one line an image: cells, and what the command would have said.
+DATA holds the images in `unlabelled/SOURCE/`; docs/segment.md names the sources and their licences. Each image is
+segmented whole, as `dinocell segment` does it, and a square of it is shown, at most `SHOWN` px wide. Prints one line
+an image: cells, and what the command would have said. What is a good example, the eye decides: see `FIGURES`.
 """
 
 from __future__ import annotations
@@ -37,39 +37,30 @@ class Tile:
     file: str
     says: str
     corner: tuple[int, int] = (0, 0)
-    channel: int | None = None
-    diameter: float | None = None
 
 
 EMBL, NOTEBOOKS = "unlabelled/embl_training", "unlabelled/bioimage_notebooks"
 PROFILER, OMNIPOSE = "unlabelled/cellprofiler_examples", "unlabelled/bacteria_omnipose"
 FIGURES: dict[str, list[Tile]] = {
-    # one of every source that may be shown, whatever comes out
-    "segment_sources": [
-        Tile(f"{EMBL}/xy_16bit_calibrated__nuclei_various_shapes.tif", "nuclei, 16 bit"),
-        Tile(f"{PROFILER}/human_ht29_d0.tif", "HT29 nuclei", (50, 100)),
-        Tile("unlabelled/qpi_float32/pc3_00001.tif", "PC-3, float32", (100, 100)),
-        Tile(f"{NOTEBOOKS}/embryos_grey.tif", "embryos, bright field", (80, 200)),
+    "segment_good": [
+        Tile(f"{EMBL}/xy_16bit_calibrated__nuclei_various_shapes.tif", "nuclei (16 bit)"),
+        Tile(f"{PROFILER}/human_ht29_d0.tif", "HT29 nuclei (8 bit)", (100, 0)),
+        Tile("unlabelled/qpi_float32/pc3_00001.tif", "PC-3, phase (float)", (100, 100)),
+        Tile(f"{NOTEBOOKS}/embryos_grey.tif", "embryos, bright field", (0, 80)),
         Tile(f"{NOTEBOOKS}/membranes_2d.tif", "membranes"),
-        Tile("unlabelled/maicrobe_saureus/saureus_phase.tif", "S. aureus, phase", (300, 100)),
-        Tile("unlabelled/yeast_brightfield_ep/BF_frame030.tif", "yeast, bright field", (60, 60)),
-        Tile("unlabelled/yeast_phase_yeaz/2020_3_19_frame_100_cropped.tif", "yeast, 33 gray levels", (400, 400)),
-        Tile("unlabelled/usiigaci_t98g/20180101ef002xy01t15.png", "T98G, phase", (300, 300)),
-        Tile("unlabelled/smear_chula_rbc12/chula_180.jpg", "red cells, RGB JPEG"),
-        Tile("unlabelled/smear_bccd/BloodImage_00205.jpg", "blood smear, RGB JPEG"),
-        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, phase", (100, 60)),
+        Tile("unlabelled/maicrobe_saureus/saureus_phase.tif", "S. aureus, phase", (100, 200)),
+        Tile("unlabelled/smear_chula_rbc12/chula_180.jpg", "red cells (JPEG)"),
+        Tile(f"{PROFILER}/drosophila_seq1_0000.tif", "wing disc (RGB)"),
     ],
-    "segment_layouts": [
-        Tile(f"{EMBL}/xyc_16bit__hela-cells.tif", "CYX: all channels"),
-        Tile(f"{EMBL}/xyc_16bit__hela-cells.tif", "CYX: channel 2", channel=2),
-        Tile(f"{NOTEBOOKS}/membrane_2d_timelapse.tif", "TYX: frame 0"),
-        Tile(f"{PROFILER}/drosophila_seq1_0000.tif", "RGB TIFF, wing disc"),
-    ],
-    "segment_diameter": [
-        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, estimated", (100, 60)),
-        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, 10 px", (100, 60), diameter=10),
-        Tile(f"{OMNIPOSE}/caulo_15.tif", "Caulobacter, estimated"),
-        Tile(f"{OMNIPOSE}/caulo_15.tif", "Caulobacter, 20 px", diameter=20),
+    "segment_bad": [
+        Tile(f"{OMNIPOSE}/caulo_15.tif", "Caulobacter, phase"),
+        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, phase"),
+        Tile(f"{EMBL}/xy_8bit__PCNA.tif", "large nuclei"),
+        Tile(f"{EMBL}/xyc_16bit__hela-cells.tif", "HeLa (16-bit colour)", (60, 100)),
+        Tile("unlabelled/smear_bccd/BloodImage_00205.jpg", "blood (JPEG)"),
+        Tile(f"{NOTEBOOKS}/membrane_2d_timelapse.tif", "membranes (TYX)"),
+        Tile(f"{PROFILER}/wound_healing_t0.jpg", "wound, phase (JPEG)", (500, 250)),
+        Tile(f"{PROFILER}/worms_brightfield_WT_orig.png", "C. elegans", (200, 100)),
     ],
 }
 
@@ -77,7 +68,7 @@ FIGURES: dict[str, list[Tile]] = {
 def main() -> None:
     """Draw the figures named, and say what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with unlabelled/ and labelled/")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds unlabelled/")
     parser.add_argument("--model", help="model folder or packaged name; default: the packaged model")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
     parser.add_argument("--only", help=f"figures, out of {','.join(FIGURES)}")
@@ -94,7 +85,7 @@ def main() -> None:
 
 def draw(segmenter: Segmenter, data: Path, tile: Tile) -> UInt8:
     """A square of one image with the outlines of its cells, TILE px wide."""
-    result = next(segmenter.segment_planes(data / tile.file, channel=tile.channel, diameter=tile.diameter))
+    result = next(segmenter.segment_planes(data / tile.file))
     print(f"{tile.file}: {result.labels.max()} cells; {'; '.join(result.notes)}", flush=True)
     side = min(SHOWN, *result.labels.shape)
     y, x = (min(start, length - side) for start, length in zip(tile.corner, result.labels.shape, strict=True))

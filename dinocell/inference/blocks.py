@@ -128,7 +128,7 @@ def _read(maps: Any, region: Region) -> Float32:
     source = maps[(slice(None), *region.slices)]
     if not isinstance(source, np.memmap):
         return np.ascontiguousarray(source)
-    part = np.empty(source.shape, source.dtype)
+    part: Float32 = np.empty(source.shape, np.float32)
     copy_by_bands(part, source)
     return part
 
