@@ -71,6 +71,9 @@ def test_the_description_says_what_a_program_needs(tmp_path: Path) -> None:
     assert (facts["crop_size"], facts["overlap"], facts["maps"]) == (64, 16, ["flow_y", "flow_x", "probability"])
     assert not any("CLAHE" in step for step in facts["preprocessing"])
     assert any("CLAHE" in step for step in onnx_file.preprocessing_steps(PreprocessConfig(), 64))
+    assert "0. " not in facts["preprocessing"][0]
+    scaled = describe(network, {**meta, "rescale": "auto", "training": {"diameter": 21.4}})
+    assert scaled["preprocessing"][0] == "0. Resized so that cells are about 21 px in diameter."
 
 
 def test_the_packages_preprocessing_is_ours_but_for_clahe_and_the_tails() -> None:

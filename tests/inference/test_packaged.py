@@ -226,3 +226,8 @@ def test_the_wheel_holds_what_the_package_needs(repository: Path, tmp_path: Path
         and "dinocell/data/formats/presets/default.yaml" in names
     )
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dinocell"}
+
+
+def test_exports_of_a_packaged_model_leave_the_installation_as_it_is(tmp_path: Path) -> None:
+    assert packaged.export_folder(packaged.PACKAGED / "cells") == Path()
+    assert packaged.export_folder(tmp_path / "model") == tmp_path / "model"
