@@ -54,8 +54,8 @@ class Estimate:
             found = f"{self.cells} cells with flow error {self.error:.2f}" if self.cells else "no cells"
             scaled = "own scale kept" if self.scale == 1 else f"scaled by {self.scale:.3g}, as in training"
             return f"{UNSURE} ({found}), {scaled}; give the diameter if the cells come out wrong"
-        scaled = f"scaled by {self.scale:.3g}" if self.scale != 1 else "which the model knows: own scale kept"
-        return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells; {scaled}"
+        scaled = f"scaled by {self.scale:.3g}" if self.scale != 1 else "own scale kept, which the model knows"
+        return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells: {scaled}"
 
 
 def is_routine(note: str) -> bool:

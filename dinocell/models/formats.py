@@ -127,10 +127,12 @@ def _weights_file(path: Path) -> Path:
         raise ConfigError(f"{path}: no such file or folder; give a weights file, a model folder or a pretraining run")
     if path.is_file():
         return path
+    # What a run exported may be older than its checkpoints.
+    checkpoint = run_checkpoint(path) if (path / "checkpoints").is_dir() else None
     for name in (BACKBONE_NAME, "model.safetensors", "pytorch_model.bin"):
-        if (path / name).is_file():
+        if checkpoint is None and (path / name).is_file():
             return path / name
-    checkpoint = run_checkpoint(path)
+    checkpoint = checkpoint or run_checkpoint(path)
     if checkpoint is None:
         raise CheckpointError(
             f"{path}: holds no {BACKBONE_NAME}, model.safetensors, pytorch_model.bin or whole checkpoints/step_*.pt"

@@ -101,14 +101,16 @@ def test_mirrored_copies_of_a_cell_are_no_cells() -> None:
     assert found.diameter is None and found.scale == 1
 
 
-@pytest.mark.parametrize("kind", ["found", "not sure"])
+@pytest.mark.parametrize("kind", ["scaled by", "own scale kept", "not sure"])
 def test_only_a_scale_in_doubt_is_a_warning(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = field(50, 400) if kind == "found" else np.zeros((60, 60), np.uint8) + np.eye(60, dtype=np.uint8)
+    image = field(50 if kind == "scaled by" else KNOWN, 400)
+    if kind == "not sure":
+        image = np.zeros((60, 60), np.uint8) + np.eye(60, dtype=np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image)
-    run([tmp_path / "a.tif"], tmp_path / "out", segmenter(), diameter="auto")
+    run([tmp_path / "a.tif"], tmp_path / "out", segmenter(12, 30), diameter="auto")
     out, err = capsys.readouterr()
-    assert ("diameter auto" in err) == (kind == "not sure")
-    assert ("diameter auto" in out) == (kind == "found")
+    said, silent = (err, out) if kind == "not sure" else (out, err)
+    assert "diameter auto" in said and kind in said and "diameter auto" not in silent
 
 
 @pytest.mark.parametrize("large", [False, True])

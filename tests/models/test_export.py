@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinocell.checkpoint import CheckpointManager
 from dinocell.errors import ConfigError
 from dinocell.models import VisionTransformer, ViTConfig, export_backbone, load_backbone, save_backbone
 from dinocell.models.formats import read_safetensors
@@ -82,6 +83,13 @@ def test_backbone_export_keeps_gray_and_records_its_parent(tmp_path: Path) -> No
     assert len(json.loads(out.with_suffix(".json").read_text())["parent_sha256"]) == 64
     with pytest.raises(ConfigError, match="another place"):
         export_backbone(tmp_path / "a", to="backbone")
+
+
+def test_a_run_is_exported_as_often_as_one_likes(tmp_path: Path) -> None:
+    state = {f"backbone.{name}": value for name, value in backbone().state_dict().items()}
+    CheckpointManager(tmp_path / "checkpoints").save(1, {"teacher": state, "config": {"model": {"registers": 0}}})
+    first = export_backbone(tmp_path, to="backbone").read_bytes()
+    assert export_backbone(tmp_path, to="backbone").read_bytes() == first
 
 
 def test_script_answers_help_and_names_a_missing_run(tmp_path: Path) -> None:

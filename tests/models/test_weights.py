@@ -119,6 +119,8 @@ def test_a_run_gives_its_best_teacher_else_the_newest_whole_one(tmp_path: Path) 
     assert (loaded.config.interpolate_offset, loaded.config.interpolate_antialias) == (0.0, True)
     manager.save_best(0, {"teacher": {f"backbone.{name}": v for name, v in models[0].state_dict().items()}})
     assert load_backbone(tmp_path, in_channels=None).config.image_size == 32
+    save_backbone(tmp_path, models[1], {})  # exported by an earlier part of the run: its checkpoints are newer
+    assert load_backbone(tmp_path, in_channels=None).config.image_size == 32
 
 
 def test_own_file_gives_back_the_same_model_and_says_where_it_comes_from(tmp_path: Path) -> None:
