@@ -222,9 +222,7 @@ class _Run:
                 return _Opened(file, stem, 1, iter(()), deferred=True)
             image = choose_depth(open_image(file, self.options.axes), self.options.z, self.options.channel)
             planes = iter_planes(image, self.options.channel)
-            first = next(
-                planes
-            )  # most files hold one plane: its gray picture is made here, not while the network waits
+            first = next(planes)  # most files hold one: its gray picture is made here, not while the network waits
             return _Opened(file, stem, count_planes(image), chain([first], planes))
         except Exception as error:  # whatever a reader raises on a bad file must not stop the others
             return _Opened(file, stem, 1, iter(()), Outcome(**about, status="failed", reason=_reason(error)))
