@@ -1,12 +1,16 @@
-"""Shared by all tests: a headless matplotlib, few threads, and the folder of real images where there is one."""
+"""Shared by all tests: a headless matplotlib, few threads, a tiny recipe, and the folder of real images, if any."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from dinocell.finetune import FinetuneConfig
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -35,3 +39,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., FinetuneConfig]:
+    """Makes a recipe of a network and a training that take seconds."""
+    return _tiny_recipe
+
+
+def _tiny_recipe(root: Path, out: Path, *changes: dict[str, Any]) -> FinetuneConfig:
+    """For the data set `root`, with changes; of sections only the keys given are changed."""
+    from dinocell.config import from_dict
+    from dinocell.finetune import FinetuneConfig
+
+    base: dict[str, Any] = {
+        "output_dir": str(out),
+        "device": "cpu",
+        "precision": "float32",
+        "crop_size": 32,
+        "input_size": 32,
+        "overlap": 8,
+        "data": {"root": [str(root)], "workers": 0},
+        "backbone": {"arch": "vit_tiny", "depth": 1, "layerscale_init": 1.0},
+        "decoder": {"kind": "bilinear", "neck_width": 16, "drop_rate": 0.0},
+        "train": {"batch_size": 4, "lr": 1e-3, "log_every": 1},
+        "validate": {"times": 0, "tune_decoding": False},
+    }
+    for change in changes:
+        for key, value in change.items():
+            base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
+    return from_dict(FinetuneConfig, base)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,29 +170,21 @@ def _span(side_share: float, span: tuple[float, float]) -> list[float]:
     return [round(min(low, 0.5), 4), round(high, 4)]
 
 
-def _sizes(meta: Mapping[str, Any], labels: Sequence[str]) -> dict[str, float]:
-    """Limits of the cells' diameter, so that a model that rescales its images still does afterwards.
-
-    Labelled images are brought to the sizes that the model knows; its own labels are at its scale already, so that
-    their limit is one that no image reaches.
-    """
-    trained = training_diameters(meta)
-    if trained is None or meta.get("rescale") != "auto":
-        return {}
-    if not labels:
-        return {"max_diameter": 8 * trained.largest}
-    return {"max_diameter": float(math.ceil(trained.largest)), "min_diameter": float(math.floor(trained.smallest))}
-
-
 def _finetune(
     out: Path, start: str, meta: Mapping[str, Any], labels: Sequence[str], seed: int, device: str
 ) -> dict[str, Any]:
+    data: dict[str, Any] = {"root": list(labels) or [str(out / "pseudo")]}
+    trained = training_diameters(meta)
+    if trained is not None and meta.get("rescale") == "auto" and not labels:
+        # The model's own labels are at its scale already: a limit that no image reaches keeps them, and the result
+        # still estimates the scale of new images.
+        data["max_diameter"] = 8 * trained.largest
     return {
         "output_dir": str(out / "aligned"),
         "start": start,
         "seed": seed,
         "device": device,
-        "data": {"root": list(labels) or [str(out / "pseudo")], **_sizes(meta, labels)},
+        "data": data,
         "backbone": {"weights": str(out / "stage1" / "backbone.safetensors"), "train": "frozen"},
         "augment": {"invert": 0.0, "scale": [0.85, 1.18], "cell_focus": 0.5},
         "train": {

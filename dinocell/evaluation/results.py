@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from dinocell.evaluation.published import published_for
-from dinocell.metrics import METRICS, ImageScores, macro_mean, pool
+from dinocell.metrics import METRICS, ImageScores, difference_intervals, macro_mean, pool
 
 AVERAGING = (
     "metrics = metrics_pooled and metrics_ignore_masked = metrics_ignore_masked_pooled: counts summed over all images, "
     "as the Cell Tracking Challenge programs do; *_macro: mean of the images' own scores"
 )
+
+FEWEST_FOR_INTERVALS = 5
+"""Images: resampling fewer says nothing about others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +84,27 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         summary["predictions_on_common_images"] = {
             tool: _block([r for r in evaluation.of(tool) if r.title in common]) for tool in evaluation.tools if common
         }
+    summary["differences"] = _differences(evaluation)
     published = {name: found for name in evaluation.datasets if (found := published_for(name))}
     summary["paper"] = {name: {"published_as": found[0], **found[1]} for name, found in published.items()}
     return summary
+
+
+def _differences(evaluation: Evaluation) -> dict[str, Any]:
+    """The first tool minus each other one on the images of both: value and 95 % bootstrap interval over the images."""
+    first, *others = evaluation.tools
+    own = {result.title: result.raw for result in evaluation.of(first)}
+    found: dict[str, Any] = {}
+    for tool in others:
+        pairs = [(result.raw, own[result.title]) for result in evaluation.of(tool) if result.title in own]
+        if len(pairs) < FEWEST_FOR_INTERVALS:
+            continue
+        intervals = difference_intervals(*([scores] for scores in zip(*pairs, strict=True)))
+        found[f"{first} − {tool}"] = {"images": len(pairs)} | {
+            mean: {name: [value.value, value.low, value.high] for name, value in rows.items()}
+            for mean, rows in intervals.items()
+        }
+    return found
 
 
 def _of_tool(evaluation: Evaluation, tool: str) -> dict[str, Any]:
@@ -166,6 +187,12 @@ def format_table(summary: dict[str, Any]) -> str:
     ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    for pair, found in summary["differences"].items():
+        for mean in ("pooled", "macro"):
+            values = ", ".join(
+                f"{name} {v:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (v, low, high) in found[mean].items()
+            )
+            lines.append(f"{pair}, {found['images']} images, {mean}: {values}")
     for dataset, published in summary["paper"].items():
         for model, figures in published.items():
             if isinstance(figures, dict):

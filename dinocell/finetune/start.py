@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dinocell.data.preprocess import PreprocessConfig
 from dinocell.errors import CheckpointError, ConfigError
 from dinocell.finetune.config import DataConfig, FinetuneConfig
 from dinocell.inference.packaged import find_model
+from dinocell.inference.scale import training_diameters
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, load_model_folder
 from dinocell.models.segmenter import CONFIG_NAME
 from dinocell.objectives import ObjectiveConfig
@@ -39,7 +41,7 @@ def adopt(config: FinetuneConfig) -> FinetuneConfig:
         input_size=int(meta["input_size"]),
         overlap=int(meta.get("overlap", crop // 4)),
         fit=meta.get("fit", "tile"),
-        data=config.data if config.data.rescales else _with_limits(config.data, meta.get("training") or {}),
+        data=config.data if config.data.rescales else _with_limits(config.data, meta),
         preprocess=from_dict(PreprocessConfig, meta.get("preprocess") or {}),
         decoder=_decoder(from_dict(DecoderConfig, meta["decoder"]), config.decoder),
         objective=from_dict(ObjectiveConfig, meta.get("objective") or {}),
@@ -53,10 +55,18 @@ def adopt(config: FinetuneConfig) -> FinetuneConfig:
     )
 
 
-def _with_limits(data: DataConfig, training: dict[str, Any]) -> DataConfig:
-    """The diameters that the model's images were brought to: it expects no others."""
-    low, high = (float(training.get(name) or 0.0) for name in ("min_diameter", "max_diameter"))
-    return replace(data, min_diameter=low, max_diameter=high)
+def _with_limits(data: DataConfig, meta: dict[str, Any]) -> DataConfig:
+    """The diameters that the model's images were brought to: it expects no others.
+
+    A model that rescales but does not say to what gets those of its data sets.
+    """
+    training, known = meta.get("training") or {}, training_diameters(meta)
+    if meta.get("rescale") != "auto" or known is None:
+        return data
+    low, high = training.get("min_diameter"), training.get("max_diameter")
+    if not low and not high:
+        low, high = math.floor(known.smallest), math.ceil(known.largest)
+    return replace(data, min_diameter=float(low or 0), max_diameter=float(high or 0))
 
 
 def _decoder(stored: DecoderConfig, recipe: DecoderConfig) -> DecoderConfig:

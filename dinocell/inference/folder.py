@@ -38,7 +38,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one plane, or of a whole file that could not be read."""
+    """What became of one plane, or of a whole file that could not be read.
+
+    `routine`: the reason only says what is usual, so that nobody need be warned.
+    """
 
     file: Path
     plane: str
@@ -46,6 +49,7 @@ class Outcome:
     status: str  # done, skipped or failed
     cells: int | None = None
     reason: str = ""
+    routine: bool = False
     last: bool = True
 
 
@@ -304,7 +308,8 @@ class _Run:
         try:
             result = segment()
             save_result(result, self.out, about["stem"], self.formats, str(about["file"].absolute()))
-            return Outcome(**about, status="done", cells=result.count, reason="; ".join(result.notes))
+            routine = all(map(is_routine, result.notes))
+            return Outcome(**about, status="done", cells=result.count, reason="; ".join(result.notes), routine=routine)
         except Exception as error:  # as in _open
             return Outcome(**about, status="failed", reason=_reason(error))
 
@@ -351,8 +356,8 @@ def _said(outcome: Outcome) -> Outcome:
     if outcome.reason:
         where = f"{outcome.file}{' ' + outcome.plane if outcome.plane else ''}"
         reason = outcome.reason.removeprefix(f"{outcome.file}: ")
-        routine = outcome.status != "failed" and all(map(is_routine, outcome.reason.split("; ")))
-        (log.info if routine else log.warning)(f"{where}: {'failed: ' if outcome.status == 'failed' else ''}{reason}")
+        say = log.info if outcome.routine else log.warning
+        say(f"{where}: {'failed: ' if outcome.status == 'failed' else ''}{reason}")
     return outcome
 
 

@@ -127,12 +127,11 @@ def _weights_file(path: Path) -> Path:
         raise ConfigError(f"{path}: no such file or folder; give a weights file, a model folder or a pretraining run")
     if path.is_file():
         return path
-    # What a run exported may be older than its checkpoints.
-    checkpoint = run_checkpoint(path) if (path / "checkpoints").is_dir() else None
-    for name in (BACKBONE_NAME, "model.safetensors", "pytorch_model.bin"):
-        if checkpoint is None and (path / name).is_file():
-            return path / name
-    checkpoint = checkpoint or run_checkpoint(path)
+    names = (BACKBONE_NAME, "model.safetensors", "pytorch_model.bin")
+    exported = next((path / name for name in names if (path / name).is_file()), None)
+    if exported is not None and not (path / "checkpoints").is_dir():
+        return exported
+    checkpoint = run_checkpoint(path) or exported  # what a run exported may be older than its checkpoints
     if checkpoint is None:
         raise CheckpointError(
             f"{path}: holds no {BACKBONE_NAME}, model.safetensors, pytorch_model.bin or whole checkpoints/step_*.pt"

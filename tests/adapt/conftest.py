@@ -1,12 +1,12 @@
 """A tiny model trained for seconds on disks, and unlabelled images of darker, larger disks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from dinocell.config import from_dict
 from dinocell.finetune import FinetuneConfig, run
 
 
@@ -39,19 +39,15 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = {
-        "output_dir": str(tmp_path_factory.mktemp("adapt_model")),
-        "device": "cpu",
-        "precision": "float32",
+def model(labelled: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., FinetuneConfig]) -> Path:
+    changes = {
         "crop_size": 64,
         "input_size": 64,
         "overlap": 16,
-        "data": {"root": [str(labelled)], "workers": 0},
-        "backbone": {"arch": "vit_tiny", "depth": 2, "layerscale_init": 1.0},
-        "decoder": {"kind": "bilinear", "neck_width": 32, "drop_rate": 0.0, "detail_width": 8},
+        "backbone": {"depth": 2},
+        "decoder": {"neck_width": 32, "detail_width": 8},
         "objective": {"flow_error": 0.0},
-        "train": {"steps": 40, "batch_size": 4, "lr": 3e-3, "clip_gradient": 1.0},
-        "validate": {"times": 0},
+        "train": {"steps": 40, "lr": 3e-3, "clip_gradient": 1.0},
+        "validate": {"tune_decoding": True},
     }
-    return run(from_dict(FinetuneConfig, recipe)) / "model"
+    return run(tiny(labelled, tmp_path_factory.mktemp("adapt_model"), changes)) / "model"

@@ -15,6 +15,7 @@ from dinocell.adapt.config import AdaptConfig, crop_side
 from dinocell.adapt.pseudo import write_pseudo_labels
 from dinocell.adapt.scale import AsItIs, ImageScale, at_scale, images_scale
 from dinocell.data.io import read_image, read_labels
+from dinocell.finetune.start import adopt
 from dinocell.inference import Segmenter
 from dinocell.inference.scale import Estimate
 
@@ -142,6 +143,8 @@ def test_a_model_that_rescales_still_does_after_training(rescaling: Path, model:
     free = config(images, rescaling, tmp_path / "a")
     bound = config(images, rescaling, tmp_path / "b", "--labels", str(labelled))
     diameter = json.loads((rescaling / "config.json").read_text())["training"]["diameter"]
-    assert bound.finetune.data.min_diameter <= diameter <= bound.finetune.data.max_diameter
+    limits = adopt(bound.finetune).data
+    assert limits.rescales and limits.min_diameter <= diameter <= limits.max_diameter
     assert free.finetune.data.rescales and free.finetune.data.max_diameter > 4 * diameter
-    assert not config(images, model, tmp_path / "c").finetune.data.rescales
+    assert adopt(free.finetune).data == free.finetune.data
+    assert not adopt(config(images, model, tmp_path / "c").finetune).data.rescales

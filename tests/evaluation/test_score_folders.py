@@ -155,6 +155,34 @@ def test_tools_are_compared_on_the_images_they_share(truth: Path, tmp_path: Path
     assert common["all"]["metrics"] == common["some"]["metrics"]
 
 
+def test_differences_are_paired_over_the_images_that_both_tools_share(tmp_path: Path) -> None:
+    shifts = {"a": 2, "b": 3, "c": 4, "d": 5, "e": 1, "f": 2}
+    for name, shift in shifts.items():
+        save(tmp_path / "truth" / f"{name}.png", cells())
+        save(tmp_path / "worse" / f"{name}.png", cells(shift + 1))  # by a pixel in every image
+        save(tmp_path / "same" / f"{name}.png", cells(shift))
+        if name != "f":
+            save(tmp_path / "ours" / f"{name}.png", cells(shift))
+    tools = {name: tmp_path / name for name in ("ours", "worse", "same")}
+    summary = score_folders(tmp_path / "truth", tools, None, tmp_path / "evaluation.json")
+    worse, same = (summary["differences"][f"ours − {name}"] for name in ("worse", "same"))
+    assert worse["images"] == same["images"] == 5
+    assert all(same[mean][name] == [0.0, 0.0, 0.0] for mean in ("pooled", "macro") for name in METRICS)
+    own, other = ([score_image(cells(), cells(s + by)) for n, s in shifts.items() if n != "f"] for by in (0, 1))
+    value, low, high = worse["macro"]["MMA"]
+    assert value == pytest.approx(macro_mean(own)["MMA"] - macro_mean(other)["MMA"])
+    assert 0 < low <= value <= high  # better on each image, so in every resample
+    assert f"ours − worse, 5 images, macro: SEG {worse['macro']['SEG'][0]:+.3f}" in format_table(summary)
+
+
+def test_few_images_give_no_intervals(truth: Path, tmp_path: Path) -> None:
+    for tool in ("ours", "theirs"):
+        for name in "abc":
+            save(tmp_path / tool / f"{name}.png", cells())
+    tools = {tool: tmp_path / tool for tool in ("ours", "theirs")}
+    assert score_folders(truth, tools, None, tmp_path / "evaluation.json")["differences"] == {}
+
+
 def test_data_sets_in_sub_folders_are_scored_apart_and_together(tmp_path: Path) -> None:
     for dataset, shift in (("livecell", 0), ("yeast", 3)):
         save(tmp_path / "data" / dataset / "test" / "masks" / "x.png", cells())

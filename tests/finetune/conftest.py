@@ -1,15 +1,10 @@
-"""A tiny labelled dataset of bright disks on a dark, noisy ground, and a tiny recipe."""
+"""A tiny labelled dataset of bright disks on a dark, noisy ground."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-
-from dinocell.config import from_dict
-from dinocell.finetune import FinetuneConfig
 
 
 def write_disks(root: Path, splits: dict[str, int], size: int = 64) -> Path:
@@ -33,30 +28,3 @@ def write_disks(root: Path, splits: dict[str, int], size: int = 64) -> Path:
 def disks_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six training and two validation images of 64 px with four disks each."""
     return write_disks(tmp_path_factory.mktemp("data") / "disks", {"train": 6, "val": 2})
-
-
-def tiny_recipe(root: Path, out: Path, *changes: dict[str, Any]) -> FinetuneConfig:
-    """A network and a training that take seconds, with changes; of sections only the keys given are changed."""
-    base: dict[str, Any] = {
-        "output_dir": str(out),
-        "device": "cpu",
-        "precision": "float32",
-        "crop_size": 32,
-        "input_size": 32,
-        "overlap": 8,
-        "data": {"root": [str(root)], "workers": 0},
-        "backbone": {"arch": "vit_tiny", "depth": 1, "layerscale_init": 1.0},
-        "decoder": {"kind": "bilinear", "neck_width": 16, "drop_rate": 0.0},
-        "train": {"batch_size": 4, "lr": 1e-3, "log_every": 1},
-        "validate": {"times": 0, "tune_decoding": False},
-    }
-    for change in changes:
-        for key, value in change.items():
-            base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
-    return from_dict(FinetuneConfig, base)
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Callable[..., FinetuneConfig]:
-    """`tiny_recipe`."""
-    return tiny_recipe
