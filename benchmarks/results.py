@@ -8,7 +8,7 @@
 Every finished training is a file in OUT/cells and is not repeated: stop it at any time, or give it a share of the time
 with --minutes; the same command goes on, in the middle of a training of ours, and writes docs/results.md and
 docs/figures from what is finished. `--part peers` or `--part ablation` trains only these; with `--part write` nothing
-is trained. Cells made with other steps, seconds, settings, threads or images are kept apart.
+is trained. Cells made with another recipe, other steps, seconds, threads or images are kept apart.
 
 Peers are trained on each data set alone for --seconds, and so is our network; the ablation is trained on all data sets
 together for --steps. Label subsets are nested (5 % within 25 % within 100 %), chosen by seed, at least one image.
@@ -147,6 +147,7 @@ def content(weights: str | Path) -> str:
 
 def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Otsu, the peers and our network on each data set alone; finished models on all of them."""
+    recipe = load_config(FinetuneConfig, given.config, overrides)  # its values, not its name, decide what is kept
     pythons = dict(text.partition("=")[::2] for text in given.peer)
     unknown = [name for name in pythons if name not in PEERS]
     if unknown:
@@ -159,7 +160,7 @@ def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str
                 yield _peer_task(given, root, peer, python, seed, seconds=given.seconds)
             for start, weights in starts.items():
                 cell = f"peer_{name}_dinocell-{start}_seed{seed}"
-                fixed = (given.config, overrides, content(weights), given.seconds, given.threads)
+                fixed = (recipe, content(weights), given.seconds, given.threads)
                 file = cell_file(given, cell, Path(root).resolve(), *fixed)
                 yield Task(
                     part="peers",
@@ -248,12 +249,13 @@ def segment_and_score(model: Segmenter, items: Sequence[Any]) -> tuple[list[Any]
 
 def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Every seed, share of the labels and start, seeds outermost: what is unfinished is then spread evenly."""
+    recipe = load_config(FinetuneConfig, given.config, overrides)
     for seed in given.seeds:
         for fraction in sorted(given.fractions, reverse=True):
             for start, weights in starts.items():
                 cell = f"ablation_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"
                 roots = [Path(root).resolve() for root in given.data]
-                file = cell_file(given, cell, *roots, given.config, overrides, content(weights), given.images)
+                file = cell_file(given, cell, *roots, recipe, content(weights), given.images)
                 yield Task(
                     part="ablation",
                     file=file,

@@ -1,10 +1,11 @@
-"""Draw the pictures of docs/segment.md: real images with the outlines that a model gives, one PNG a figure.
+"""Draw the pictures of README.md (`cells`) and docs/segment.md: real images with the outlines that a model gives.
 
     python docs/pictures.py --data DATA [--model cells] [--out docs/images] [--only segment_bad]
 
-DATA holds the images in `unlabelled/SOURCE/`; docs/segment.md names the sources and their licences. Each image is
-segmented whole, as `dinocell segment` does it, and a square of it is shown, at most `SHOWN` px wide. Prints one line
-an image: cells, and what the command would have said. What is a good example, the eye decides: see `FIGURES`.
+DATA holds the images in `unlabelled/SOURCE/` and `labelled/SET/test/images/`; README and docs/segment.md name the
+sources and their licences. Each image is segmented whole, as `dinocell segment` does it, and a square of it is shown.
+Prints one line an image: cells, and what the command would have said. What is a good example, the eye decides: see
+`FIGURES`.
 """
 
 from __future__ import annotations
@@ -26,22 +27,32 @@ TILE = 300
 COLUMNS = 4
 COLOURS = 128
 """Of a PNG: a palette makes it three times smaller."""
+BARE_ABOVE = "cells"
+"""The figure that shows the images without outlines, too, in a row of their own."""
 
 UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a figure: file under DATA, what it shows, and the upper left corner of the square shown."""
+    """One image of a figure: file under DATA, what it shows, upper left corner and side of the square shown, in px."""
 
     file: str
     says: str
     corner: tuple[int, int] = (0, 0)
+    side: int = SHOWN
 
 
 EMBL, NOTEBOOKS = "unlabelled/embl_training", "unlabelled/bioimage_notebooks"
 PROFILER, OMNIPOSE = "unlabelled/cellprofiler_examples", "unlabelled/bacteria_omnipose"
+LABELLED = "labelled/{}/test/images/{}"
 FIGURES: dict[str, list[Tile]] = {
+    "cells": [
+        Tile(LABELLED.format("dsb2018_nuclei", "5f9d29d6388c700f.png"), "", (0, 0), 360),
+        Tile(LABELLED.format("usiigaci_phase", "set02.png"), "", (120, 300), 360),
+        Tile(LABELLED.format("yeast_phase_ncsu", "movie_b_000.png"), "", (5, 0), 230),
+        Tile(LABELLED.format("mdck_zo1", "ko06.png"), "", (100, 100), 900),
+    ],
     "segment_good": [
         Tile(f"{EMBL}/xy_16bit_calibrated__nuclei_various_shapes.tif", "nuclei (16 bit)"),
         Tile(f"{PROFILER}/human_ht29_d0.tif", "HT29 nuclei (8 bit)", (100, 0)),
@@ -76,24 +87,26 @@ def main() -> None:
     segmenter = Segmenter(arguments.model)
     for name in arguments.only.split(",") if arguments.only else FIGURES:
         tiles = FIGURES[name]
-        drawn = [draw(segmenter, arguments.data, tile) for tile in tiles]
-        sheet = panel(drawn, [tile.says for tile in tiles], columns=COLUMNS, height=TILE)
+        bare, outlined = zip(*[draw(segmenter, arguments.data, tile) for tile in tiles], strict=True)
+        shown = [*bare, *outlined] if name == BARE_ABOVE else outlined
+        titles = [tile.says for tile in tiles] * (len(shown) // len(tiles))
+        sheet = panel(shown, titles, columns=COLUMNS, height=TILE)
         path = arguments.out / f"{name}.png"
         Image.fromarray(sheet).quantize(COLOURS).save(path, optimize=True)
         print(f"{path}: {path.stat().st_size // 1024} kB")
 
 
-def draw(segmenter: Segmenter, data: Path, tile: Tile) -> UInt8:
-    """A square of one image with the outlines of its cells, TILE px wide."""
+def draw(segmenter: Segmenter, data: Path, tile: Tile) -> tuple[UInt8, UInt8]:
+    """A square of one image, and the same with the outlines of its cells, each TILE px wide."""
     result = next(segmenter.segment_planes(data / tile.file))
     print(f"{tile.file}: {result.labels.max()} cells; {'; '.join(result.notes)}", flush=True)
-    side = min(SHOWN, *result.labels.shape)
+    side = min(tile.side, *result.labels.shape)
     y, x = (min(start, length - side) for start, length in zip(tile.corner, result.labels.shape, strict=True))
     part = slice(y, y + side), slice(x, x + side)
     enlarging = cv2.INTER_AREA if side > TILE else cv2.INTER_CUBIC
     picture = cv2.resize(to_rgb(result.plane.display)[part], (TILE, TILE), interpolation=enlarging)
     labels = cv2.resize(result.labels[part].astype(np.int32), (TILE, TILE), interpolation=cv2.INTER_NEAREST)
-    return overlay(picture, labels, thickness=1)
+    return picture, overlay(picture, labels, thickness=1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.inference.resample import Picture, ScaledPicture
+from dinocell.inference.tiling import mirrored
 from dinocell.objectives.cells import find_cells
 from dinocell.objectives.flows import FlowsObjective, flow_errors
 
@@ -127,7 +128,7 @@ def _look(picture: Picture, predict: Predict, objective: FlowsObjective, window:
     diameters: list[NDArray[np.float64]] = []
     total = area = 0.0
     parts = _windows(picture, window, scale)
-    for part, maps in zip(parts, predict([_mirrored(part, window) for part in parts]), strict=True):
+    for part, maps in zip(parts, predict([mirrored(part, window) for part in parts]), strict=True):
         flows, _ = objective.split(maps)
         cells = find_cells(objective.decode(maps))
         if not len(cells.numbers):
@@ -167,8 +168,3 @@ def _starts(length: int, window: int) -> list[int]:
     count = max(1, length // window)
     slack = max(0, length - count * window)
     return [number * window + round(slack * (number + 0.5) / count) for number in range(count)]
-
-
-def _mirrored(part: Float32, window: int) -> Float32:
-    missing = [(0, window - length) for length in part.shape]
-    return np.ascontiguousarray(np.pad(part, missing, mode="symmetric") if max(missing)[1] else part)

@@ -37,7 +37,7 @@ from dinocell.inference.result import SegmentationResult, compact_dtype
 from dinocell.inference.resume import Scratch
 from dinocell.inference.scale import Estimate, estimate_diameter, is_routine, training_diameters
 from dinocell.inference.streaming import StreamedInput
-from dinocell.inference.tiling import OVERLAP, Window, evaluating, predict_stream, run_batch
+from dinocell.inference.tiling import OVERLAP, Window, evaluating, mirrored, predict_stream, run_batch
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.objectives.flows import FlowsObjective
@@ -105,6 +105,11 @@ class Segmenter:
         """Device and number format, with the reasons, in one line."""
         name = str(self.dtype).removeprefix("torch.")
         return f"device: {self.device} ({self.device_reason}), {name} ({self.dtype_reason})"
+
+    @property
+    def rescales(self) -> bool:
+        """Whether the model was trained on images brought to one size of cells, and so brings new ones to it."""
+        return self.fit == "tile" and self.meta.get("rescale") == "auto"
 
     def segment(self, image: Image, options: SegmentOptions | None = None, **changes: Any) -> SegmentationResult:
         """Segment one plane.
@@ -215,8 +220,11 @@ class Segmenter:
             height, width = _scaled(plane.size, scale)
             z = cv2.resize(z, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         z = fit_plane(np.asarray(z, np.float32), self.window, self.fit)
+        shown = (z.shape[0], z.shape[1])
+        if self.rescales:  # the scale is known: a picture smaller than a window must not be enlarged again
+            z = mirrored(z, self.window)
         kept = z if options.embeddings else None
-        return Job(plane=plane, size=plane.size, z=z, invalid=invalid, notes=notes, kept=kept, scale=scale)
+        return Job(plane=plane, size=plane.size, z=z, invalid=invalid, notes=notes, kept=kept, scale=scale, shown=shown)
 
     def _sized(self, plane: InputPlane, options: SegmentOptions) -> InputPlane:
         """The plane with the pixel size that the user gave, if any."""
@@ -233,7 +241,7 @@ class Segmenter:
 
     def _estimates(self, options: SegmentOptions) -> bool:
         """Whether the scale is to be estimated: asked for, or usual for this model and nothing else said."""
-        if options.diameter is None and self.meta.get("rescale") == "auto":
+        if options.diameter is None and self.rescales:
             return options.pixel_size is None or not (self.meta.get("training") or {}).get("pixel_size")
         return options.diameter == "auto"
 
@@ -317,6 +325,8 @@ class Segmenter:
         if maps is None:
             labels: NDArray[Any] = np.zeros(job.size, np.uint16)
         else:
+            if self.rescales:
+                maps = maps[:, : job.shown[0], : job.shown[1]]
             maps = unfit_maps(maps, job.size, self.window, self.fit)
             labels = objective.decode(maps)
             if job.invalid is not None:
@@ -336,6 +346,8 @@ class Segmenter:
         """Embeddings of a plane that `prepare` made fit for the network."""
         z = np.zeros((self.window, self.window), np.float32) if job.kept is None else job.kept
         frame, shown = frame_of(z, job.size, self.window, self.fit)
+        if self.rescales and job.kept is not None:
+            shown = job.shown
         return self._embed(labels, lambda at: frame[at.slices], (frame.shape[0], frame.shape[1]), shown)
 
     def _embed(
@@ -364,7 +376,8 @@ class Segmenter:
 class Job:
     """A preprocessed plane: z (h, w) at the model's scale, None where there is nothing to predict; the caller's tag.
 
-    `scale` is what the user or the estimate asked for, without the enlarging of small images to a window.
+    `scale` is what the user or the estimate asked for, without the enlarging of small images to a window. `shown` is
+    the size of the upper left part of z that shows the picture: the rest is mirrored.
     """
 
     plane: InputPlane
@@ -374,6 +387,7 @@ class Job:
     notes: list[str]
     kept: Float32 | None = None
     scale: float = 1.0
+    shown: tuple[int, int] = (0, 0)
     tag: Any = None
 
 

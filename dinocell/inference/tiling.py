@@ -125,6 +125,12 @@ def enlarge(z: Float32, window: int) -> Float32:
     return np.pad(z, [(0, missing[0]), (0, missing[1])], mode="edge") if any(missing) else z
 
 
+def mirrored(z: Float32, window: int) -> Float32:
+    """An image (H, W) continued by its mirror image below and to the right until both sides fill the window."""
+    missing = [(0, max(0, window - length)) for length in z.shape]
+    return np.ascontiguousarray(np.pad(z, missing, mode="symmetric")) if any(m for _, m in missing) else z
+
+
 def resize_maps(maps: Float32, size: tuple[int, int]) -> Float32:
     """Maps (K, h, w) resampled to (K, *size): area-averaged when shrinking, bilinear when growing."""
     if maps.shape[1:] == size:

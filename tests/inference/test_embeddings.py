@@ -113,6 +113,16 @@ def test_windows_without_cells_do_not_run_and_rescaled_images_keep_every_cell() 
     assert np.isfinite(result.embeddings).all()
 
 
+def test_small_rescaled_pictures_have_the_tokens_of_their_own_part() -> None:
+    """Cells that follow the patches: their tokens are their own brightness, and no mirrored pixel is among them."""
+    one, image = segmenter(), blocks((40, 48))
+    one.meta = {**one.meta, "rescale": "auto"}
+    result = one.segment(image, diameter="own", embeddings=True)
+    assert result.embeddings is not None and result.count > 1
+    expected = means(result.labels, standard(image))
+    np.testing.assert_allclose(result.embeddings[:, 0], expected, atol=1e-3)
+
+
 def test_no_cells_no_rows() -> None:
     result = segmenter().segment(np.full((70, 90), 7, np.uint8), embeddings=True)
     assert result.embedding_table().shape == (0, 193)

@@ -138,6 +138,19 @@ def test_models_of_rescaled_images_estimate_unless_told_otherwise() -> None:
     assert np.array_equal(model.segment(image).labels, own)
 
 
+@pytest.mark.parametrize("shape", [(150, 400), (130, 600)])
+def test_small_pictures_keep_the_scale_that_was_found(shape: tuple[int, int]) -> None:
+    """Disks of 80 px in a picture that is 32 or 38 px high at the model's scale; enlarged to a window, they go wrong."""
+    image, model = field(80, 600)[: shape[0], : shape[1]], segmenter()
+    model.meta["rescale"] = "auto"
+    truth, count = ndimage.label(image > 100)
+    found = model.segment(image, diameter=80)
+    assert found.labels.shape == image.shape and found.count == count
+    assert ((found.labels > 0) == (truth > 0)).mean() > 0.95
+    model.meta["rescale"] = "own"
+    assert model.segment(image, diameter=80).count != count
+
+
 def test_smallest_cell_is_measured_where_the_model_sees_it() -> None:
     """A cell of 50 px has 1963 px; shown to the model as one of 20 px, 314."""
     image, model = field(50, 400), segmenter()
