@@ -123,7 +123,7 @@ def with_sources(meta: dict[str, Any], like: Path) -> dict[str, Any]:
 
 
 def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[str, Any]]:
-    """Name of the data set, and of the model and of Otsu + watershed: kind → score → value; images.
+    """Name of the data set, and of the model and of Otsu + watershed: kind → score → value; images; their difference.
 
     Raises:
         DataError: an image could not be segmented, so the scores would be of others.
@@ -144,6 +144,7 @@ def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[s
     tools = dict(zip(("model", "otsu"), blocks, strict=True))
     return name, {
         "images": blocks[0]["images"],
+        "difference": next(iter(summary["differences"].values()), {}).get("macro", {}),
         **{
             tool: {kind: {key: block[f"metrics_{kind}"][key] for key in SCORES} for kind in KINDS}
             for tool, block in tools.items()
@@ -248,7 +249,7 @@ def data_table(meta: dict[str, Any]) -> list[str]:
 
 
 def score_section(meta: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
-    """Two tables: the mean over a data set's images, and pooled over all its cells; then what loses to Otsu."""
+    """Two tables (mean over images, pooled), the differences from Otsu with intervals, and what loses to Otsu."""
     trained = set(meta["test"]["by_dataset"])
     lines = [SCORES_NOTE, ""]
     for kind, words in KINDS.items():
@@ -261,6 +262,10 @@ def score_section(meta: dict[str, Any], found: dict[str, dict[str, Any]]) -> str
             mark = "" if name in trained else " (not trained on)"
             lines.append(f"| {name}{mark} | {entry['images']} | {' | '.join(shown)} |")
         lines.append("")
+    differences = [(name, entry["difference"]) for name, entry in found.items() if entry["difference"]]
+    told = [f"{name}: MMA {interval(its['MMA'])}, AP50 {interval(its['AP50'])}" for name, its in differences]
+    if told:
+        lines += [f"The model minus Otsu, mean over images, 95 % bootstrap interval: {'; '.join(told)}.", ""]
     losses = [
         f"{name} ({key}, {words}: {number(entry['model'][kind][key])} against {number(entry['otsu'][kind][key])})"
         for name, entry in found.items()
@@ -276,6 +281,12 @@ def score_section(meta: dict[str, Any], found: dict[str, dict[str, Any]]) -> str
 def number(value: float | None) -> str:
     """Three digits; nothing where there is no such score."""
     return "" if value is None else f"{value:.3f}"
+
+
+def interval(values: Sequence[float]) -> str:
+    """Value and bounds, with signs."""
+    value, low, high = values
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def put(draft: Path, out: Path) -> None:
