@@ -1,8 +1,8 @@
 """The typical diameter of the cells in an image, estimated with the model itself.
 
 A network that predicts flows tells by itself whether it sees cells of a size it knows: the flows it predicts are then
-those of the cells that come out of them. So parts of the image are segmented at several scales, and the scale with the
-smallest flow error says how large the cells are.
+those of the cells that come out of them, which have that size. So parts of the image are segmented at several scales,
+and the scale where both hold best says how large the cells are.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from dinocell.inference.tiling import mirrored
 from dinocell.objectives.cells import find_cells
 from dinocell.objectives.flows import FlowsObjective, flow_errors
 
-SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 5))
 SMALLER = 0.125
 """Tried as well when the smallest of `SCALES` is the best."""
-WINDOWS = 2
-CANDIDATES = 6
+WINDOWS = 4
+CANDIDATES = 8
 DOUBT = 0.6
 """Added to the flow error, divided by the number of cells: two cells that fit well by chance prove little."""
+MISFIT = 0.3
+"""Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
+FAR = 0.05
+"""Added for each factor of two between a scale and the usual one: enlarged specks often look like round cells."""
 SURE = 0.5
 """Flow error with doubt above which the cells found are no better than what a network finds in texture."""
 UNSURE = "diameter auto: not sure"
@@ -43,12 +47,14 @@ class Estimate:
         diameter: of the cells, px of the image; None when not sure.
         cells: number of cells looked at.
         error: mean squared flow error of these cells.
+        unlikely: what is added to the error when scales are compared (`MISFIT`, `FAR`).
     """
 
     scale: float
     diameter: float | None
     cells: int
     error: float = np.inf
+    unlikely: float = 0.0
 
     def __str__(self) -> str:
         if self.diameter is None:
@@ -66,9 +72,11 @@ def is_routine(note: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a model knows: diameters (px) of all its training cells, and the smallest and largest of its data sets'.
+    """What a model knows: diameters (px) of its training cells.
 
-    `usual` is the factor that images were scaled by in training, the median of its data sets'.
+    `median` is that of all of them; `smallest` and `largest` are the bounds between which the recipe brought the median
+    of every training image, or else the smallest and largest median of its data sets. `usual` is the factor that images
+    were scaled by in training, the median of its data sets'.
     """
 
     median: float
@@ -89,9 +97,11 @@ def training_diameters(meta: Mapping[str, Any]) -> Trained | None:
         return None
     datasets = [entry for entry in training.get("datasets") or () if entry.get("diameter")]
     known = [float(median), *(float(entry["diameter"]) for entry in datasets)]
+    smallest = min([*known, float(training.get("min_diameter") or np.inf)])
+    largest = max([*known, float(training.get("max_diameter") or 0.0)])
     scales = [float(entry.get("scale") or 1.0) for entry in datasets]
     usual = float(np.median(scales)) if scales else 1.0
-    return Trained(median=float(median), smallest=min(known), largest=max(known), usual=usual)
+    return Trained(median=float(median), smallest=smallest, largest=largest, usual=usual)
 
 
 def estimate_diameter(
@@ -106,24 +116,33 @@ def estimate_diameter(
         window: side of the network's input, px.
         trained: diameters that the model knows.
     """
-    looks = [_look(picture, predict, objective, window, scale) for scale in SCALES]
+
+    def look(scale: float) -> Estimate:
+        return _look(picture, predict, objective, window, scale, trained)
+
+    looks = [look(scale) for scale in SCALES]
     if min(looks, key=_rank) is looks[0]:
-        looks.append(_look(picture, predict, objective, window, SMALLER))
+        looks.append(look(SMALLER))
     best = min(looks, key=_rank)
     if best.diameter is not None:  # once more, at the scale that the model knows best
-        again = _look(picture, predict, objective, window, trained.median / best.diameter)
-        best = min(best, again, key=_rank)
-    if best.diameter is None or _rank(best) > SURE:
+        best = min(best, look(trained.median / best.diameter), key=_rank)
+    if best.diameter is None or _doubtful_error(best) > SURE:
         return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
     scale = trained.scale_for(best.diameter)
     return Estimate(scale=scale, diameter=best.diameter, cells=best.cells, error=best.error)
 
 
 def _rank(estimate: Estimate) -> float:
+    return _doubtful_error(estimate) + estimate.unlikely
+
+
+def _doubtful_error(estimate: Estimate) -> float:
     return estimate.error + DOUBT / max(estimate.cells, 1)
 
 
-def _look(picture: Picture, predict: Predict, objective: FlowsObjective, window: int, scale: float) -> Estimate:
+def _look(
+    picture: Picture, predict: Predict, objective: FlowsObjective, window: int, scale: float, trained: Trained
+) -> Estimate:
     """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
     diameters: list[NDArray[np.float64]] = []
     total = area = 0.0
@@ -144,7 +163,10 @@ def _look(picture: Picture, predict: Predict, objective: FlowsObjective, window:
     found = np.concatenate(diameters) if diameters else np.zeros(0)
     if not len(found):
         return Estimate(scale=scale, diameter=None, cells=0)
-    return Estimate(scale=scale, diameter=float(np.median(found)), cells=len(found), error=total / area)
+    diameter = float(np.median(found))
+    misfit, far = (abs(float(np.log2(x))) for x in (trained.scale_for(diameter * scale), scale / trained.usual))
+    unlikely = MISFIT * misfit + FAR * far
+    return Estimate(scale=scale, diameter=diameter, cells=len(found), error=total / area, unlikely=unlikely)
 
 
 def _windows(picture: Picture, window: int, scale: float) -> list[Float32]:
