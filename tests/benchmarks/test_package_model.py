@@ -56,7 +56,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     roots = {}
     for number, name in enumerate(("cells-a", "cells-b")):
         folder = tmp_path_factory.mktemp(name)
-        synthetic.write_sample(folder, n_unlabelled=0, n_train=1, n_val=1, n_test=5 if number else 2, size=64, seed=number)
+        synthetic.write_sample(
+            folder, n_unlabelled=0, n_train=1, n_val=1, n_test=5 if number else 2, size=64, seed=number
+        )
         roots[name] = folder / "labelled"
         description = roots[name] / "dataset.yaml"
         description.write_text(f"name: {name}\nmodality: synthetic\nlicence: CC0-1.0\n", encoding="utf-8")

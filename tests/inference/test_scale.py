@@ -21,6 +21,7 @@ from dinocell.inference.streaming import StreamedInput
 from dinocell.objectives.flows import masks_to_flows
 
 KNOWN = 20.0
+BOUNDS = {"min_diameter": 20.0, "max_diameter": 28.0}
 
 
 class KnowsOneSize(nn.Module):
@@ -178,6 +179,35 @@ def test_large_cells_with_short_flows_come_back_whole() -> None:
     found = model.segment(image, diameter=160)
     areas = np.sort(np.bincount(found.labels.ravel())[1:])[-9:]  # the nine that the image does not cut
     assert areas == pytest.approx(np.full(9, np.pi * 80**2), rel=0.03)
+
+
+class SeesDots(KnowsOneSize):
+    """Fair flows of disks of the known size; in all else it sees perfect cells of 6 px, as a network sees texture."""
+
+    def look(self, z: np.ndarray) -> np.ndarray:
+        disks, count = ndimage.label(z > (z.min() + z.max()) / 2)
+        areas = np.bincount(disks.ravel())[1:] if count else np.zeros(1)
+        if 14 < 2 * np.sqrt(np.median(areas) / np.pi) < 28:
+            noise = np.random.default_rng(0).normal(size=(2, *z.shape)) * 0.3
+            return np.concatenate([masks_to_flows(disks) + noise, disks[None] > 0]).astype(np.float32)
+        dots = ndimage.label(field(6, z.shape[0]) > 100)[0]
+        return np.concatenate([masks_to_flows(dots), dots[None] > 0]).astype(np.float32)
+
+
+@pytest.mark.parametrize("diameter", [14, 40, 80])
+def test_cells_of_a_size_that_the_model_does_not_know_are_not_believed(diameter: float) -> None:
+    model = segmenter()
+    model.model = SeesDots()
+    picture = WholePicture(preprocess(field(diameter), PreprocessConfig(clahe=False)))
+    assert model.estimate_diameter(picture).diameter == pytest.approx(diameter, rel=0.1)
+
+
+def test_sizes_are_known_between_the_bounds_of_the_recipe() -> None:
+    training: dict[str, Any] = {"diameter": 24.0, "datasets": [{"diameter": 24.0}]}
+    alone, bounded = (training_diameters({"training": {**training, **more}}) for more in ({}, BOUNDS))
+    assert alone is not None and bounded is not None
+    assert (alone.smallest, alone.largest) == (24, 24) and (bounded.smallest, bounded.largest) == (20, 28)
+    assert [bounded.scale_for(diameter) for diameter in (10, 25, 56)] == [2, 1, 0.5]
 
 
 def test_streamed_pictures_give_the_same_estimate() -> None:
