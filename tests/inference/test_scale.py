@@ -141,7 +141,7 @@ def test_models_of_rescaled_images_estimate_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("shape", [(150, 400), (130, 600)])
 def test_small_pictures_keep_the_scale_that_was_found(shape: tuple[int, int]) -> None:
-    """Disks of 80 px in a picture that is 32 or 38 px high at the model's scale; enlarged to a window, they go wrong."""
+    """Disks of 80 px in a picture 32 or 38 px high at the model's scale; enlarged to a window, they go wrong."""
     image, model = field(80, 600)[: shape[0], : shape[1]], segmenter()
     model.meta["rescale"] = "auto"
     truth, count = ndimage.label(image > 100)
