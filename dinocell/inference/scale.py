@@ -20,13 +20,13 @@ from dinocell.objectives.cells import find_cells
 from dinocell.objectives.flows import FlowsObjective, flow_errors
 
 SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 5))
-SMALLER = 0.125
-"""Tried as well when the smallest of `SCALES` is the best."""
 WINDOWS = 4
 CANDIDATES = 8
 DOUBT = 0.6
 """Added to the flow error, divided by the number of cells: two cells that fit well by chance prove little."""
-MISFIT = 0.3
+HYPOTHESES = 3
+"""So many of the scales that fit best are looked at again, each where its cells would have the size the model knows."""
+MISFIT = 0.5
 """Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
 FAR = 0.05
 """Added for each factor of two between a scale and the usual one: enlarged specks often look like round cells."""
@@ -47,14 +47,16 @@ class Estimate:
         diameter: of the cells, px of the image; None when not sure.
         cells: number of cells looked at.
         error: mean squared flow error of these cells.
-        unlikely: what is added to the error when scales are compared (`MISFIT`, `FAR`).
+        misfit: by how many factors of two these cells, at that scale, miss the sizes that the model knows.
+        far: by how many factors of two the scale differs from the usual one.
     """
 
     scale: float
     diameter: float | None
     cells: int
     error: float = np.inf
-    unlikely: float = 0.0
+    misfit: float = 0.0
+    far: float = 0.0
 
     def __str__(self) -> str:
         if self.diameter is None:
@@ -120,12 +122,9 @@ def estimate_diameter(
     def look(scale: float) -> Estimate:
         return _look(picture, predict, objective, window, scale, trained)
 
-    looks = [look(scale) for scale in SCALES]
-    if min(looks, key=_rank) is looks[0]:
-        looks.append(look(SMALLER))
-    best = min(looks, key=_rank)
-    if best.diameter is not None:  # once more, at the scale that the model knows best
-        best = min(best, look(trained.median / best.diameter), key=_rank)
+    looks = sorted((look(scale) for scale in SCALES), key=_rank)[:HYPOTHESES]
+    looks += [look(trained.median / found.diameter) for found in looks if found.diameter is not None]
+    best = min(looks, key=lambda found: _rank(found) + MISFIT * found.misfit)
     if best.diameter is None or _doubtful_error(best) > SURE:
         return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
     scale = trained.scale_for(best.diameter)
@@ -133,7 +132,7 @@ def estimate_diameter(
 
 
 def _rank(estimate: Estimate) -> float:
-    return _doubtful_error(estimate) + estimate.unlikely
+    return _doubtful_error(estimate) + FAR * estimate.far
 
 
 def _doubtful_error(estimate: Estimate) -> float:
@@ -165,8 +164,7 @@ def _look(
         return Estimate(scale=scale, diameter=None, cells=0)
     diameter = float(np.median(found))
     misfit, far = (abs(float(np.log2(x))) for x in (trained.scale_for(diameter * scale), scale / trained.usual))
-    unlikely = MISFIT * misfit + FAR * far
-    return Estimate(scale=scale, diameter=diameter, cells=len(found), error=total / area, unlikely=unlikely)
+    return Estimate(scale=scale, diameter=diameter, cells=len(found), error=total / area, misfit=misfit, far=far)
 
 
 def _windows(picture: Picture, window: int, scale: float) -> list[Float32]:
