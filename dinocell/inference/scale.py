@@ -25,7 +25,8 @@ CANDIDATES = 8
 DOUBT = 0.6
 """Added to the flow error, divided by the number of cells: two cells that fit well by chance prove little."""
 HYPOTHESES = 3
-"""So many of the scales that fit best are looked at again, each where its cells would have the size the model knows."""
+"""So many of the scales that fit best are looked at again, each where its cells would have the size the model knows;
+one more is that which fits best when the size counts."""
 MISFIT = 0.5
 """Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
 FAR = 0.05
@@ -122,9 +123,10 @@ def estimate_diameter(
     def look(scale: float) -> Estimate:
         return _look(picture, predict, objective, window, scale, trained)
 
-    looks = sorted((look(scale) for scale in SCALES), key=_rank)[:HYPOTHESES]
-    looks += [look(trained.median / found.diameter) for found in looks if found.diameter is not None]
-    best = min(looks, key=lambda found: _rank(found) + MISFIT * found.misfit)
+    grid = [look(scale) for scale in SCALES]
+    looks = [*sorted(grid, key=_fit)[:HYPOTHESES], min(grid, key=_rank)]
+    again = {trained.median / found.diameter for found in looks if found.diameter is not None}
+    best = min([*looks, *(look(scale) for scale in sorted(again))], key=_rank)
     if best.diameter is None or _doubtful_error(best) > SURE:
         return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
     scale = trained.scale_for(best.diameter)
@@ -132,6 +134,10 @@ def estimate_diameter(
 
 
 def _rank(estimate: Estimate) -> float:
+    return _fit(estimate) + MISFIT * estimate.misfit
+
+
+def _fit(estimate: Estimate) -> float:
     return _doubtful_error(estimate) + FAR * estimate.far
 
 
