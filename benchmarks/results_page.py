@@ -66,8 +66,9 @@ def _ablation(given: argparse.Namespace, results: list[Result]) -> list[str]:
 
 
 INTRODUCTION = (
-    "Scores are MMA, SEG, DET and AP50 ([metrics.md](metrics.md)) on test splits that no method was trained or tuned "
-    "on. Brackets hold 95 % bootstrap intervals over the images, and over the trainings where there are several; a "
+    "Scores are MMA, SEG, DET and AP50 ([metrics.md](metrics.md)) on test splits that no method was trained on; "
+    "when DINOCell's estimate of scale was last changed, its failures on some of them had been seen (README). "
+    "Brackets hold 95 % bootstrap intervals over the images, and over the trainings where there are several; a "
     "data set of fewer than 5 test images gets no verdict. `pooled` sums the counts of all images, so large images "
     "with many cells weigh most; `macro` is the mean of the images' scores. All words and figures below are computed "
     "from the finished trainings by the command at the end."
