@@ -77,9 +77,9 @@ def is_routine(note: str) -> bool:
 class Trained:
     """What a model knows: diameters (px) of its training cells.
 
-    `median` is that of all of them; `smallest` and `largest` are the bounds between which the recipe brought the median
-    of every training image, or else the smallest and largest median of its data sets. `usual` is the factor that images
-    were scaled by in training, the median of its data sets'.
+    `median` is that of all of them; `smallest` and `largest` are the smallest and largest median of its data sets, and
+    the bounds between which the recipe brought that of every image. `usual` is the factor that images were scaled by in
+    training, the median of its data sets'.
     """
 
     median: float
@@ -100,11 +100,12 @@ def training_diameters(meta: Mapping[str, Any]) -> Trained | None:
         return None
     datasets = [entry for entry in training.get("datasets") or () if entry.get("diameter")]
     known = [float(median), *(float(entry["diameter"]) for entry in datasets)]
-    smallest = min([*known, float(training.get("min_diameter") or np.inf)])
-    largest = max([*known, float(training.get("max_diameter") or 0.0)])
+    low, high = (float(training.get(key) or 0) for key in ("min_diameter", "max_diameter"))
+    if low and high:  # one limit alone says nothing of the other end; adapt sets one that no image reaches
+        known += [low, high]
     scales = [float(entry.get("scale") or 1.0) for entry in datasets]
     usual = float(np.median(scales)) if scales else 1.0
-    return Trained(median=float(median), smallest=smallest, largest=largest, usual=usual)
+    return Trained(median=float(median), smallest=min(known), largest=max(known), usual=usual)
 
 
 def estimate_diameter(

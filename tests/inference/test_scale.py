@@ -208,6 +208,8 @@ def test_sizes_are_known_between_the_bounds_of_the_recipe() -> None:
     assert alone is not None and bounded is not None
     assert (alone.smallest, alone.largest) == (24, 24) and (bounded.smallest, bounded.largest) == (20, 28)
     assert [bounded.scale_for(diameter) for diameter in (10, 25, 56)] == [2, 1, 0.5]
+    adapted = training_diameters({"training": {**training, "min_diameter": 0.0, "max_diameter": 224.0}})
+    assert adapted == alone  # `dinocell adapt` without labels sets a limit that no image reaches
 
 
 def test_streamed_pictures_give_the_same_estimate() -> None:
