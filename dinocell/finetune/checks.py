@@ -82,7 +82,7 @@ class DataCheck:
 
 def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
     """Measure one image."""
-    labels = prepared.labels
+    image, labels = prepared.image[prepared.own], prepared.labels[prepared.own]
     areas = np.bincount(labels.ravel())[1:]
     sides = prepared.boxes[:, 2:] - prepared.boxes[:, :2]
     return ImageFacts(
@@ -96,8 +96,8 @@ def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
         longest_side=int(sides.max()) if len(sides) else 0,
         pieces=int(ndimage.label(labels > 0)[1]),
         fragmented=_fragmented_share(labels, prepared.boxes),
-        alignment=align(prepared.image, labels),
-        constant=float(prepared.image.std()) < 1e-6,
+        alignment=align(image, labels),
+        constant=float(image.std()) < 1e-6,
         complete=prepared.unlabelled_weight == 1.0,
     )
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from dinocell.finetune.augment import (
 from dinocell.finetune.config import DataConfig, FinetuneConfig
 from dinocell.finetune.sampler import SampleOrder, sample_rng
 from dinocell.inference.fitting import content_size, fit_labels, fit_plane, padding
-from dinocell.inference.tiling import windows
+from dinocell.inference.tiling import mirrored, windows
 from dinocell.objectives import Objective
 
 MOST_ENLARGED = 4.0
@@ -43,13 +43,16 @@ class PreparedImage:
     """One labelled image, ready to be cut.
 
     Attributes:
-        image: preprocessed gray float32 (H, W); small images are enlarged so that the short side fills a crop.
+        image: preprocessed gray float32 (H, W), at least a crop in size: small images are enlarged until their short
+            side fills it or, where the size of their cells sets the scale (data.max_diameter), continued by mirroring.
         labels: int32 (H, W) at the same scale, numbered 1…n without gaps.
         ignore: bool (H, W), or None when nothing is to be ignored.
         boxes: int64 (n, 4), y0, x0, y1, x1 of each cell, ends exclusive.
         truth: int32 labels at the file's own size.
         unlabelled_weight: weight of background pixels in the loss.
         rescaled: side over that in the file, where the size of its cells changed it (data.max_diameter); else 1.
+        own_size: height and width of the upper left part that is the image itself, where the rest is its mirror image,
+            which has no labels and is ignored; None = all of it.
     """
 
     image: NDArray[np.float32]
@@ -59,6 +62,13 @@ class PreparedImage:
     truth: NDArray[np.int32]
     unlabelled_weight: float
     rescaled: float = 1.0
+    own_size: tuple[int, int] | None = None
+
+    @property
+    def own(self) -> tuple[slice, slice]:
+        """The image itself, as (rows, columns) of the arrays."""
+        height, width = self.own_size or _shape2(self.image)
+        return slice(0, height), slice(0, width)
 
     @property
     def nbytes(self) -> int:
@@ -111,12 +121,21 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
     if item.ignore is not None:
         ignore = read_labels(item.ignore) != 0
         _same_size(item, gray.shape, ignore.shape, "ignore mask", item.ignore)
-    size, fit, rescaled = config.crop_size, config.fit, 1.0
-    if fit == "tile":
+    size, fit, rescaled, own_size = config.crop_size, config.fit, 1.0, None
+    if fit == "tile" and config.data.rescales:
+        # As the model will see such an image: enlarging it to a crop would change the size of its cells again.
         wanted = rescaled_size(truth, config.data)
         rescaled = float(np.sqrt(wanted[0] * wanted[1] / truth.size))
-        z = resize_image(preprocess(gray, config.preprocess), wanted)
-        image = np.ascontiguousarray(scale_to_cover(z, size))
+        image = mirrored(np.asarray(resize_image(preprocess(gray, config.preprocess), wanted), np.float32), size)
+        labels = resize_labels(truth, wanted)
+        ignore = None if ignore is None else resize_labels(ignore, wanted)
+        if _shape2(image) != wanted:
+            own_size, outside = wanted, np.ones(image.shape, bool)
+            outside[: wanted[0], : wanted[1]] = False
+            ignore = _or(None if ignore is None else _padded(ignore, image.shape), outside)
+            labels = _padded(labels, image.shape)
+    elif fit == "tile":
+        image = np.ascontiguousarray(scale_to_cover(preprocess(gray, config.preprocess), size))
         labels = resize_labels(truth, _shape2(image))
         ignore = None if ignore is None else resize_labels(ignore, _shape2(image))
     else:
@@ -132,6 +151,7 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
         truth=truth,
         unlabelled_weight=background,
         rescaled=rescaled,
+        own_size=own_size,
     )
 
 
@@ -149,6 +169,11 @@ def rescaled_size(labels: NDArray[np.int32], limits: DataConfig) -> tuple[int, i
     if limits.max_diameter:
         factor = min(factor, limits.max_diameter / diameter)
     return max(1, round(labels.shape[0] * factor)), max(1, round(labels.shape[1] * factor))
+
+
+def _padded(array: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:
+    """Zeros below and to the right."""
+    return np.pad(array, [(0, wanted - length) for wanted, length in zip(size, array.shape, strict=True)])
 
 
 def _or(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -325,7 +350,7 @@ def pixel_weights(
 
 def truth_weights(prepared: PreparedImage, config: FinetuneConfig) -> NDArray[np.float32]:
     """Weights M (H, W) at the file's own size."""
-    weights, size = pixel_weights(prepared), _shape2(prepared.truth)
+    weights, size = pixel_weights(prepared)[prepared.own], _shape2(prepared.truth)
     if config.fit != "tile":
         height, width = content_size(size, config.crop_size, config.fit)
         weights = weights[:height, :width]

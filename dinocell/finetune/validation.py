@@ -178,6 +178,7 @@ class Validator:
             model, prepared.image, self._config.crop_size, self._config.overlap, batch_size, device, dtype
         )
         size = (prepared.truth.shape[0], prepared.truth.shape[1])
+        maps = maps[(slice(None), *prepared.own)]
         return prepared, unfit_maps(maps, size, self._config.crop_size, self._config.fit)
 
     def _one(
