@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,11 @@ class DataConfig:
     root: tuple[str, ...] = field(factory=tuple, doc="labelled dataset folder, or several: [a, b]")
     sampling: Sampling = field(
         "proportional", "share of each dataset: by its images, equal for all, or by the square root of its images"
+    )
+    shares: tuple[float, ...] = field(
+        factory=tuple,
+        doc="relative share of each dataset of root, in its order: [3, 1] draws three of four crops from the first; "
+        "empty = what sampling says",
     )
     fully_annotated: Literal["as_stated", "yes", "no"] = field(
         "as_stated", "whether every cell carries a label: what each dataset.yaml states, or the same answer for all"
@@ -50,6 +56,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _between("data.ignore_weight", self.ignore_weight, 0.0, 1.0)
+        if self.shares and (len(self.shares) != len(self.root) or not all(0 < s < math.inf for s in self.shares)):
+            raise ConfigError(
+                f"data.shares: {list(self.shares)} for {len(self.root)} datasets; give one number above 0 for each"
+            )
         _at_least("data.max_diameter", self.max_diameter, 0.0)
         _at_least("data.min_diameter", self.min_diameter, 0.0)
         if self.max_diameter and self.min_diameter > self.max_diameter:

@@ -42,14 +42,23 @@ class SampleOrder:
 
     An epoch has as many samples as there are images. With `proportional` it is a permutation of all images; with the
     other rules each dataset fills its share, its own images in permuted order, as evenly repeated as the share allows.
+
+    Args:
+        dataset_of_image: number of each image's dataset, from 0.
+        sampling: the rule.
+        seed: of the order.
+        shares: relative share of each dataset, instead of the rule's.
     """
 
-    def __init__(self, dataset_of_image: Sequence[int], sampling: Sampling, seed: int) -> None:
+    def __init__(
+        self, dataset_of_image: Sequence[int], sampling: Sampling, seed: int, shares: Sequence[float] = ()
+    ) -> None:
         if not len(dataset_of_image):
             raise ValueError("no images to sample from")
         owners = np.asarray(dataset_of_image)
         self._members = [np.flatnonzero(owners == d) for d in range(int(owners.max()) + 1)]
-        self._shares = dataset_shares([len(m) for m in self._members], sampling)
+        given = np.asarray(shares, dtype=np.float64)
+        self._shares = given / given.sum() if len(given) else dataset_shares([len(m) for m in self._members], sampling)
         self._seed = seed
         self._latest: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
         self.length = len(owners)

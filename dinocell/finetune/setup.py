@@ -68,7 +68,15 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         notes, check = _check(store, config)
         sizes = check.sizes
     names = sorted({item.dataset.name for item in items})
-    order = SampleOrder([names.index(item.dataset.name) for item in items], config.data.sampling, config.seed)
+    if config.data.shares:
+        names = list(dict.fromkeys(item.dataset.name for item in items))  # in the order of data.root
+        if len(names) != len(config.data.shares):
+            raise ConfigError(
+                f"data.shares: {len(config.data.shares)} shares, but only {', '.join(names)} have training images of "
+                "their own name; leave the others out of data.root"
+            )
+    owners = [names.index(item.dataset.name) for item in items]
+    order = SampleOrder(owners, config.data.sampling, config.seed, config.data.shares)
     val_items = open_items(config, "val")
     if not val_items:
         log.warning("there is no val split: the last model is kept, and nothing tells how good it is")

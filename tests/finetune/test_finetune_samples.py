@@ -8,7 +8,7 @@ from dinocell.data.io import write_labels
 from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.augment import brighten
-from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.config import DataConfig, FinetuneConfig
 from dinocell.finetune.dataset import CropDataset, ImageStore, PreparedImage, cell_boxes, labels_around, prepare
 from dinocell.finetune.loader import BatchLoader
 from dinocell.finetune.sampler import SampleOrder, dataset_shares, sample_rng
@@ -56,6 +56,19 @@ def test_sampling_rules_give_each_dataset_its_share(rule, expected):
     order = SampleOrder(owners, rule, seed=0)
     drawn = [owners[order(n)] for n in range(2000)]
     assert np.mean(np.array(drawn) == 0) == pytest.approx(expected, abs=0.01)
+
+
+def test_given_shares_replace_the_rule():
+    owners = [0] * 90 + [1] * 10
+    order = SampleOrder(owners, "proportional", seed=0, shares=[1, 3])
+    drawn = np.array([owners[order(n)] for n in range(2000)])
+    assert np.mean(drawn == 1) == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, float("inf")]])
+def test_shares_that_do_not_fit_the_datasets_are_refused(shares):
+    with pytest.raises(ConfigError, match=r"data\.shares: .* for 2 datasets; give one number above 0 for each"):
+        DataConfig(root=("a", "b"), shares=tuple(shares))
 
 
 def test_rare_dataset_is_not_starved_by_rounding():
