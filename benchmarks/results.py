@@ -43,12 +43,15 @@ from dinocell.config import load as load_config
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError, DataError, run_main
 from dinocell.finetune import FinetuneConfig, run
+from dinocell.finetune.config import DataConfig
+from dinocell.finetune.dataset import rescaled_size
 from dinocell.inference import Segmenter, load_model
 from dinocell.inference.packaged import find_model
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"otsu": "train_otsu.py", "cellpose3": "train_cellpose3.py", "stardist": "train_stardist.py"}
 PARTS = ("peers", "ablation", "write")
+SCALES = ("known", "estimated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", default="finetune/configs/vitt8_cpu.yaml")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--images", type=int, default=0, help="test images a data set in the ablation; 0 = all")
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default=SCALES[0],
+        help="what the ablation's models are shown test images at: the scale of their truth, or the models' estimate",
+    )
     parser.add_argument("--minutes", type=float, default=0, help="begin no further training after this; 0 = no limit")
     given, overrides = parser.parse_known_args()
     wrong = next((text for text in overrides if text.startswith("-") or "=" not in text), None)
@@ -228,20 +237,36 @@ def finished_model(root: str, model: str) -> list[Result]:
     return [_result("peers", f"DINOCell model `{Path(model).name}`", name, 100, 0, 0.0, items, scores, facts)]
 
 
-def segment_and_score(model: Segmenter, items: Sequence[Any]) -> tuple[list[Any], float]:
-    """Counts of each image, and the seconds it took to read and segment one."""
+def segment_and_score(
+    model: Segmenter, items: Sequence[Any], limits: DataConfig | None = None
+) -> tuple[list[Any], float]:
+    """Counts of each image, and the seconds it took to read and segment one.
+
+    Args:
+        limits: those of the training, where each image is to be shown at the scale that the training would have
+            given it; None leaves the scale to the model.
+    """
     model.segment(items[0].image)  # compilers and caches warm up outside the clock
     spent = 0.0
 
     def labels_of(item: Any) -> Any:
         nonlocal spent
+        diameter = None if limits is None else known_diameter(model, read_labels(item.mask), limits)
         start = time.perf_counter()
-        labels = model.segment(item.image).labels
+        labels = model.segment(item.image, diameter=diameter).labels
         spent += time.perf_counter() - start
         return labels
 
     scores = score(items, labels_of)
     return scores, spent / len(items)
+
+
+def known_diameter(model: Segmenter, truth: Any, limits: DataConfig) -> float | None:
+    """What to tell the model of an image's cells (px) so that it scales the image as the training did."""
+    trained = (model.meta.get("training") or {}).get("diameter")
+    if not limits.rescales or not trained:
+        return None
+    return float(trained) * truth.shape[0] / rescaled_size(truth, limits)[0]
 
 
 # ---- the ablation: equal steps ----
@@ -255,7 +280,7 @@ def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict
             for start, weights in starts.items():
                 cell = f"ablation_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"
                 roots = [Path(root).resolve() for root in given.data]
-                file = cell_file(given, cell, *roots, recipe, content(weights), given.images)
+                file = cell_file(given, cell, *roots, recipe, content(weights), given.images, given.scale)
                 yield Task(
                     part="ablation",
                     file=file,
@@ -273,10 +298,11 @@ def one_ablation(
     budget = [f"train.steps={given.steps}", "train.minutes=0"]
     folder = train(given, overrides, roots, weights, seed, given.out / "runs" / cell, budget)
     model = load_model(folder / "model")
+    limits = load_config(FinetuneConfig, given.config, overrides).data if given.scale == "known" else None
     results = []
     for root in given.data:
         name, items = Path(root).resolve().name, test_items(root, given.images)
-        scores, speed = segment_and_score(model, items)
+        scores, speed = segment_and_score(model, items, limits)
         rows = log.read_metrics(folder / "metrics.jsonl", f"val/{dataset_name(root)}")
         rows = rows or log.read_metrics(folder / "metrics.jsonl", "val")
         subset = given.out / "subsets" / f"seed{seed}_{fraction:g}pc" / name

@@ -83,8 +83,13 @@ PEERS_NOTE = (
 ABLATION_NOTE = (
     "The same network and recipe from different starting weights, trained for {steps} steps on {shares} % of the "
     "labels of all data sets together; the subsets are nested, and a subset's val images choose model and thresholds. "
-    "Differences are paired over images and seeds. In words, by pooled MMA:"
+    "{scale} Differences are paired over images and seeds. In words, by pooled MMA:"
 )
+SCALE_NOTES = {
+    "known": "Test images are shown at the scale that their labels give, as in training: whether so young a model can "
+    "tell the scale of an image itself is another question.",
+    "estimated": "Each model estimates the scale of the test images itself.",
+}
 LABELS_NOTE = "Scores on the test splits over the share of the labels: lines are means of the seeds, bands intervals."
 CURVE_NOTE = (
     "MMA on the val split during training with the largest share of the labels: lines are means, dots single seeds."
@@ -98,7 +103,8 @@ PCA_NOTE = (
 
 def ablation_note(given: argparse.Namespace) -> str:
     """What was trained, in words."""
-    return ABLATION_NOTE.format(steps=given.steps, shares=", ".join(f"{share:g}" for share in sorted(given.fractions)))
+    shares = ", ".join(f"{share:g}" for share in sorted(given.fractions))
+    return ABLATION_NOTE.format(steps=given.steps, shares=shares, scale=SCALE_NOTES[given.scale])
 
 
 def _how(given: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
@@ -148,7 +154,8 @@ def command(given: argparse.Namespace, overrides: Sequence[str]) -> str:
     parts += [f"--start {shown}", f"--seconds {given.seconds:g}"]
     for name in ("peer_seeds", "fractions", "seeds"):
         parts.append(f"--{name.replace('_', '-')} " + " ".join(f"{value:g}" for value in getattr(given, name)))
-    parts += [f"--steps {given.steps}", f"--images {given.images}", f"--threads {given.threads}"]
+    parts += [f"--steps {given.steps}", f"--images {given.images}", f"--scale {given.scale}"]
+    parts.append(f"--threads {given.threads}")
     return " \\\n    ".join([*parts, f"--config {given.config}", *overrides, "--out runs/results"])
 
 

@@ -25,6 +25,7 @@ from dinocell.data.baseline import otsu_watershed
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import open_dataset
 from dinocell.errors import ConfigError, DataError
+from dinocell.finetune.config import DataConfig
 from dinocell.metrics import ImageScores, score_image
 from dinocell.pretrain import PretrainConfig
 
@@ -213,7 +214,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(sample: Path, out: Path) -> argparse.Namespace:
     recipe = "finetune/configs/vitt8_cpu.yaml"
-    return argparse.Namespace(data=[str(sample)], out=out, threads=1, steps=2, images=1, config=recipe, seconds=1.0)
+    numbers = {"threads": 1, "steps": 2, "images": 1, "seconds": 1.0, "scale": "known"}
+    return argparse.Namespace(data=[str(sample)], out=out, config=recipe, **numbers)
 
 
 def test_a_training_that_was_stopped_is_not_scored_and_the_command_goes_on(
@@ -290,3 +292,16 @@ def test_one_training_of_the_ablation(
     assert (found.method, found.fraction, found.budget, len(found.scores)) == ("random", 34, 2, 1)
     assert found.facts["train_images"] == 2  # a third of three, and the one val image
     assert [step for step, _ in found.facts["curve"]] == [2]
+
+
+@pytest.mark.parametrize(("side", "factor"), [(10, 2.0), (24, 1.0), (96, 0.25)])
+def test_test_images_are_shown_at_the_scale_that_the_training_would_have_given_them(
+    bench: Any, side: int, factor: float
+) -> None:
+    truth = np.zeros((200, 200), np.int32)
+    truth[:side, :side] = 1
+    limits = DataConfig(min_diameter=40 / np.sqrt(np.pi), max_diameter=48 / np.sqrt(np.pi))
+    model = SimpleNamespace(meta={"training": {"diameter": 25.0}})
+    told = bench.results.known_diameter(model, truth, limits)
+    assert 25.0 / told == pytest.approx(factor, rel=0.01)
+    assert bench.results.known_diameter(model, truth, DataConfig()) is None
