@@ -164,6 +164,9 @@ def segment(
     z: Annotated[str | None, typer.Option(help="Z stacks: best, max, mean or a number from 0; default: each.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by device.")] = None,
+    views: Annotated[
+        int, typer.Option(help="Average over 2, 4 or 8 turned and mirrored views: steadier, that many times slower.")
+    ] = 1,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
     diameter: Annotated[
         str | None, typer.Option(help="Typical cell diameter, px; auto: estimated; own: keep the image's scale.")
@@ -188,6 +191,7 @@ def segment(
                 z=z,
                 device=device,
                 batch_size=batch_size,
+                views=views,
                 skip_existing=skip_existing,
                 diameter=_diameter(diameter),
                 pixel_size=pixel_size,

@@ -23,7 +23,7 @@ def load_model(path_or_name: str | os.PathLike[str] | None = None, device: str =
     Args:
         path_or_name: the folder or name; None takes the packaged default, `cells`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        **settings: `precision`, `batch_size`, `overlap`: see `Segmenter`.
+        **settings: `precision`, `batch_size`, `overlap`, `views`: see `Segmenter`.
 
     Raises:
         ConfigError: there is no such model; CheckpointError: it is damaged.

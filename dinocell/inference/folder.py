@@ -94,6 +94,7 @@ def run(
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int | None = None,
+    views: int = 1,
     skip_existing: bool = False,
     shard: Shard | None = None,
     options: SegmentOptions | None = None,
@@ -110,9 +111,10 @@ def run(
         out: folder of the results, made if absent.
         model: a model folder, a packaged name, or a `Segmenter`; default: the packaged model.
         save: out of `outputs.FORMATS`.
-        device: see `Segmenter`; not used with a `Segmenter`, as precision and batch_size.
+        device: see `Segmenter`; not used with a `Segmenter`, as precision, batch_size and views.
         precision: see `Segmenter`.
         batch_size: windows per forward, across images.
+        views: see `Segmenter`.
         skip_existing: leave planes whose results are all there.
         shard: only this share of the files, as a task of a job array; `merge_shards` then writes summary.csv.
         options: reading and decoding options.
@@ -125,7 +127,7 @@ def run(
     options = dataclasses.replace(options, embeddings="embeddings" in formats)
     files = _files(inputs)
     if not isinstance(model, Segmenter):
-        model = Segmenter(model, device=device, precision=precision, batch_size=batch_size)
+        model = Segmenter(model, device=device, precision=precision, batch_size=batch_size, views=views)
     options.decoding(model.objective)  # an impossible threshold is an error of the command, not of every image
     log.info(model.describe())
     started = time.monotonic()

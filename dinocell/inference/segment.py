@@ -38,6 +38,7 @@ from dinocell.inference.resume import Scratch
 from dinocell.inference.scale import Estimate, estimate_diameter, is_routine, training_diameters
 from dinocell.inference.streaming import StreamedInput
 from dinocell.inference.tiling import OVERLAP, Window, evaluating, mirrored, predict_stream, run_batch
+from dinocell.inference.views import VIEWS, AveragedViews
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.objectives.flows import FlowsObjective
@@ -60,9 +61,11 @@ class Segmenter:
         precision: `auto`, `float32` or `bfloat16`.
         batch_size: windows per forward; default 8 on a GPU, 1 on a CPU, where more are not faster.
         overlap: fewest pixels that two windows share; default 128, at most a quarter of the window.
+        views: turned and mirrored views of each window whose maps are averaged: 1, 2, 4 or 8. The network takes that
+            many times as long.
 
     Raises:
-        ConfigError: no such folder, or a device that cannot be used.
+        ConfigError: no such folder, a device that cannot be used, or another number of views.
         CheckpointError: damaged weights.
     """
 
@@ -77,7 +80,11 @@ class Segmenter:
         precision: devices.Precision = "auto",
         batch_size: int | None = None,
         overlap: int | None = None,
+        views: int = 1,
     ) -> None:
+        if views not in VIEWS:
+            raise ConfigError(f"views: {views}; choose one of {', '.join(map(str, VIEWS))}")
+        self.views = views
         self.device, self.device_reason = devices.choose_device(device)
         self.dtype, self.dtype_reason = devices.choose_dtype(precision, self.device)
         if isinstance(model, nn.Module):
@@ -100,6 +107,13 @@ class Segmenter:
             raise ConfigError(
                 f"overlap: must lie in 0…{self.window - 1} px (the window is {self.window} px), got {overlap}"
             )
+
+    @property
+    def network(self) -> nn.Module:
+        """What windows go through: the model, or its average over several views."""
+        if self.views == 1:
+            return self.model
+        return AveragedViews(self.model, self.views, vectors=self.objective.kind == "flows")
 
     def describe(self) -> str:
         """Device and number format, with the reasons, in one line."""
@@ -182,7 +196,7 @@ class Segmenter:
         if scale != 1 and not picture.constant:
             picture = ScaledPicture(picture, _scaled(plane.size, scale))
         result = large.segment_large(
-            self.model,
+            self.network,
             plane,
             picture,
             options.decoding(self.objective, scale),
@@ -295,7 +309,9 @@ class Segmenter:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return f"{digest.hexdigest()} {self.window} {self.overlap} {self.dtype}"
+        return f"{digest.hexdigest()} {self.window} {self.overlap} {self.dtype}" + (
+            f" {self.views} views" if self.views > 1 else ""
+        )
 
     def predict(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Float32 | None]]:
         """Run the network; (job, maps (K, h, w)) in the order given, maps None for jobs without a picture."""
@@ -313,7 +329,7 @@ class Segmenter:
                 yield order.popleft()[0], None
 
         arguments = (self.window, self.overlap, self.batch_size, self.device, self.dtype)
-        for job, maps in predict_stream(self.model, pictures(), *arguments):
+        for job, maps in predict_stream(self.network, pictures(), *arguments):
             yield from without_picture()
             order.popleft()
             yield job, maps
