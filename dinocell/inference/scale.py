@@ -23,7 +23,10 @@ SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 5))
 WINDOWS = 4
 CANDIDATES = 8
 DOUBT = 0.6
-"""Added to the flow error, divided by the number of cells: two cells that fit well by chance prove little."""
+"""Added to the flow error, divided by the evidence: two small cells that fit well by chance prove little."""
+COVER = 20
+"""Evidence is the number of cells and this many for the whole of what was looked at: one cell that fills a quarter of
+the picture counts as six."""
 HYPOTHESES = 3
 """So many of the scales that fit best are looked at again, each where its cells would have the size the model knows;
 one more is that which fits best when the size counts."""
@@ -31,7 +34,7 @@ MISFIT = 0.5
 """Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
 FAR = 0.05
 """Added for each factor of two between a scale and the usual one: enlarged specks often look like round cells."""
-SURE = 0.5
+SURE = 0.6
 """Flow error with doubt above which the cells found are no better than what a network finds in texture."""
 UNSURE = "diameter auto: not sure"
 
@@ -50,6 +53,7 @@ class Estimate:
         error: mean squared flow error of these cells.
         misfit: by how many factors of two these cells, at that scale, miss the sizes that the model knows.
         far: by how many factors of two the scale differs from the usual one.
+        share: part of the windows looked at that these cells cover.
     """
 
     scale: float
@@ -58,6 +62,7 @@ class Estimate:
     error: float = np.inf
     misfit: float = 0.0
     far: float = 0.0
+    share: float = 0.0
 
     def __str__(self) -> str:
         if self.diameter is None:
@@ -143,7 +148,7 @@ def _fit(estimate: Estimate) -> float:
 
 
 def _doubtful_error(estimate: Estimate) -> float:
-    return estimate.error + DOUBT / max(estimate.cells, 1)
+    return estimate.error + DOUBT / max(estimate.cells + COVER * estimate.share, 1)
 
 
 def _look(
@@ -151,27 +156,37 @@ def _look(
 ) -> Estimate:
     """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
     diameters: list[NDArray[np.float64]] = []
-    total = area = 0.0
+    total = area = covered = seen = 0.0
     parts = _windows(picture, window, scale)
     for part, maps in zip(parts, predict([mirrored(part, window) for part in parts]), strict=True):
+        height, width = part.shape
+        seen += height * width
         flows, _ = objective.split(maps)
         cells = find_cells(objective.decode(maps))
         if not len(cells.numbers):
             continue
         errors = flow_errors(cells, flows, objective.config.flow_variant)
-        height, width = part.shape
         middle = (cells.boxes[:, [0, 2]] + cells.boxes[:, [1, 3]]) / 2  # y, x
         own = (middle < [height, width]).all(axis=1)
         total += float((errors * cells.areas)[own].sum())
         area += float(cells.areas[own].sum())
         inside = own & (cells.boxes[:, [0, 2]] > 0).all(axis=1) & (cells.boxes[:, [1, 3]] < window).all(axis=1)
+        covered += float(cells.areas[inside].sum())
         diameters.append(2 * np.sqrt(cells.areas[inside] / np.pi) / scale)
     found = np.concatenate(diameters) if diameters else np.zeros(0)
     if not len(found):
         return Estimate(scale=scale, diameter=None, cells=0)
     diameter = float(np.median(found))
     misfit, far = (abs(float(np.log2(x))) for x in (trained.scale_for(diameter * scale), scale / trained.usual))
-    return Estimate(scale=scale, diameter=diameter, cells=len(found), error=total / area, misfit=misfit, far=far)
+    return Estimate(
+        scale=scale,
+        diameter=diameter,
+        cells=len(found),
+        error=total / area,
+        misfit=misfit,
+        far=far,
+        share=min(covered / seen, 1.0),
+    )
 
 
 def _windows(picture: Picture, window: int, scale: float) -> list[Float32]:

@@ -14,9 +14,9 @@ from torch import nn
 from dinocell.cli import _diameter
 from dinocell.data.preprocess import PreprocessConfig, preprocess
 from dinocell.errors import ConfigError
-from dinocell.inference import Segmenter, SegmentOptions, run
+from dinocell.inference import Segmenter, SegmentOptions, run, scale
 from dinocell.inference.resample import WholePicture
-from dinocell.inference.scale import Trained, training_diameters
+from dinocell.inference.scale import Estimate, Trained, training_diameters
 from dinocell.inference.streaming import StreamedInput
 from dinocell.objectives.flows import masks_to_flows
 
@@ -74,12 +74,9 @@ def test_sizes_between_those_of_the_data_sets_keep_their_scale() -> None:
     assert found.scale == 1 and "own scale kept" in str(found)
 
 
-@pytest.mark.parametrize("kind", ["noise", "one blob", "a pixel"])
+@pytest.mark.parametrize("kind", ["noise", "a pixel"])
 def test_without_cells_the_scale_stays_and_that_is_said(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     image = np.random.default_rng(0).integers(0, 255, (140, 160)).astype(np.uint8)
-    if kind == "one blob":
-        image = np.zeros((200, 200), np.uint8)
-        image[90:110, 90:110] = 200
     if kind == "a pixel":
         image = np.array([[1, 2]], np.uint8)
     result = segmenter().segment(image, diameter="auto")
@@ -99,7 +96,24 @@ def test_without_cells_the_scale_of_the_training_images_is_taken() -> None:
 def test_mirrored_copies_of_a_cell_are_no_cells() -> None:
     image = field(60, 180)[:, :120]  # two disks in all: their mirror images fill a window, and are not evidence
     found = segmenter().estimate_diameter(WholePicture(preprocess(image, PreprocessConfig(clahe=False))))
-    assert found.diameter is None and found.scale == 1
+    assert found.cells <= 2
+
+
+@pytest.mark.parametrize("side", [30, 70])
+def test_a_single_cell_that_fills_much_of_the_picture_is_enough(side: int) -> None:
+    image = np.zeros((2 * side, 2 * side), np.uint8)
+    image[side // 2 : side // 2 + side, side // 2 : side // 2 + side] = 200
+    found = segmenter().estimate_diameter(WholePicture(preprocess(image, PreprocessConfig(clahe=False))))
+    assert found.cells == 1
+    assert found.diameter == pytest.approx(2 * side / np.sqrt(np.pi), rel=0.12)
+
+
+def test_evidence_is_the_number_of_cells_and_what_they_cover() -> None:
+    def doubt(cells: int, share: float) -> float:
+        return scale._doubtful_error(Estimate(scale=1, diameter=20, cells=cells, error=0.1, share=share))
+
+    assert doubt(1, 0) > doubt(2, 0) > doubt(2, 0.25) > doubt(20, 0.25) > 0.1
+    assert doubt(1, 0.25) == pytest.approx(doubt(6, 0))
 
 
 @pytest.mark.parametrize("kind", ["scaled by", "own scale kept", "not sure"])
