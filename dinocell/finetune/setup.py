@@ -15,6 +15,7 @@ from dinocell.finetune.checks import CellSizes, DataCheck, check_training_data
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.dataset import CropDataset, ImageStore
 from dinocell.finetune.sampler import SampleOrder
+from dinocell.finetune.start import other_split
 from dinocell.objectives import Objective
 
 # Settings that change neither what is learnt from a sample nor the shapes in a checkpoint.
@@ -68,6 +69,9 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         notes, check = _check(store, config)
         sizes = check.sizes
     names = sorted({item.dataset.name for item in items})
+    warning = other_split(config, names)
+    if warning:
+        log.warning(warning)
     if config.data.shares:
         names = list(dict.fromkeys(item.dataset.name for item in items))  # in the order of data.root
         if len(names) != len(config.data.shares):

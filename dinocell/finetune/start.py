@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def model_meta(folder: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{file}: not a model configuration (no {missing[0]!r})")
     return meta
+
+
+def other_split(config: FinetuneConfig, names: Collection[str]) -> str:
+    """A warning where the model in `config.start` may have been trained on what is held out now; else "".
+
+    Args:
+        names: of the data sets of this training.
+    """
+    training = model_meta(find_model(config.start)).get("training") or {} if config.start else {}
+    seen = sorted(set(names) & {str(entry.get("name")) for entry in training.get("datasets") or ()})
+    seed = training.get("seed")
+    if seed is None or seed == config.seed or not seen:
+        return ""
+    return (
+        f"start: {config.start!r} was trained on {', '.join(seen)} with seed={seed}, this run has seed={config.seed}: "
+        "where a data set has no val split of its own, images that it was trained on are held out now and scores on "
+        f"them are too good; use seed={seed}"
+    )
 
 
 def start_backbone(config: FinetuneConfig) -> VisionTransformer:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dinocell.config import from_dict
+from dinocell.data.labelled import open_dataset
 from dinocell.errors import CheckpointError, ConfigError
 from dinocell.finetune import FinetuneConfig, run
-from dinocell.finetune.start import adopt
+from dinocell.finetune.start import adopt, other_split
 from dinocell.models import VisionTransformer, ViTConfig, load_model_folder, save_backbone
 
 BASE = {
@@ -97,6 +98,18 @@ def test_the_diameters_of_a_model_hold_unless_the_recipe_has_its_own(
     assert (plain.data.min_diameter, plain.data.max_diameter) == (8, 14)
     own = adopt(from_dict(FinetuneConfig, {"start": str(model), "data": {"max_diameter": 30}}))
     assert (own.data.min_diameter, own.data.max_diameter) == (0, 30)
+
+
+@pytest.mark.parametrize(("seed", "words"), [(0, ""), (7, "use seed=0")])
+def test_another_seed_holds_out_what_the_model_was_trained_on_and_that_is_said(
+    model: Path, disks_dataset: Path, tmp_path: Path, seed: int, words: str
+) -> None:
+    config = going_on(model, disks_dataset, tmp_path, seed=seed)
+    name = open_dataset(disks_dataset, "train")[0].dataset.name
+    found = other_split(config, [name])
+    assert (words in found) and bool(found) == bool(words)
+    assert other_split(config, ["a data set that the model has not seen"]) == ""
+    assert other_split(from_dict(FinetuneConfig, {"seed": seed}), [name]) == ""
 
 
 def test_a_config_that_is_none_is_named(tmp_path: Path) -> None:
