@@ -34,6 +34,7 @@ from recipes import recipe_command
 
 from dinocell import log
 from dinocell.checkpoint import atomic_write_text, sha256_of
+from dinocell.config import load as load_config
 from dinocell.data.labelled import open_dataset
 from dinocell.errors import ConfigError, DataError, run_main
 from dinocell.evaluation import evaluate_model
@@ -222,9 +223,9 @@ def run_section(meta: dict[str, Any], model: Path, run: Path) -> str:
         f"{key} {objective[key]:g}" for key in ("threshold", "flow_error", "min_size") if key in objective
     )
     if (run / "config.yaml").is_file():
-        command = recipe_command(
-            "finetune/train.py", FinetuneConfig, run / "config.yaml", ["data.root=[DATA,…]", "output_dir=RUN"]
-        )
+        roots = load_config(FinetuneConfig, str(run / "config.yaml"), []).data.root
+        data = f"data.root=[{','.join(f'DATA/{Path(root).name}' for root in roots)}]"
+        command = recipe_command("finetune/train.py", FinetuneConfig, run / "config.yaml", [data, "output_dir=RUN"])
         lines += ["```", command, "```", ""]
     rows = log.read_metrics(run / "metrics.jsonl", "train")
     took = f"{rows[-1]['seconds'] / 3600:.1f} h, {rows[-1]['step']} steps; " if rows and "seconds" in rows[-1] else ""

@@ -32,7 +32,9 @@ def recipe_command(script: str, kind: type[Any], config: Path, fixed: list[str])
     assert best is not None, f"no recipe beside {script}"
     name = best[0].relative_to(ROOT).as_posix()
     command = " ".join([f"python {script} --config {name}", *fixed, *best[1]])
-    return " \\\n".join(textwrap.wrap(command, 116, subsequent_indent="    ", break_on_hyphens=False))
+    return " \\\n".join(
+        textwrap.wrap(command, 116, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,7 +46,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _named(key: str, value: Any) -> str:
-    """A start or weights by name alone, anything else as `_plain`."""
+    """A start or weights by name alone (a run's model with its run), anything else as `_plain`."""
+    if key == "start" and Path(value).name == "model":
+        return Path(*Path(value).parts[-2:]).as_posix()
     return Path(value).name if value and key in ("start", "weights", "backbone.weights") else _plain(value)
 
 
