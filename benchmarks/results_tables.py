@@ -185,7 +185,23 @@ def summary_words(results: Sequence[Result], baseline: str = "random") -> list[s
         few = [name for name in by_dataset if name not in enough]
         if few:
             lines.append(f"- Not counted, having fewer than {FEW_IMAGES} test images: {', '.join(few)}.")
-    return lines
+    return lines + _label_words([r for r in results if r.method == baseline])
+
+
+def _label_words(results: Sequence[Result]) -> list[str]:
+    """What more labels bring to one start; where it is nothing, no start can be said to save labels."""
+    fractions = sorted(unique(r.fraction for r in results))
+    if len(fractions) < 2:
+        return []
+    means, names = [], unique(r.dataset for r in results)
+    for fraction in fractions:
+        mine = [[r for r in results if (r.fraction, r.dataset) == (fraction, name)] for name in names]
+        means.append(np.mean([score_intervals(runs(same))["pooled"][SHOWN[0]].value for same in mine if same]))
+    shown = ", ".join(f"{mean:.3f} with {fraction:g} %" for mean, fraction in zip(means, fractions, strict=True))
+    line = f"- `{results[0].method}` by labels (mean of the data sets): {shown}."
+    if means[-1] <= means[0]:
+        line += " More labels bring nothing in so few steps: whether a start saves labels cannot be seen here."
+    return [line]
 
 
 def _verdict_words(start: str, baseline: str, changes: dict[tuple[str, float], Interval]) -> list[str]:

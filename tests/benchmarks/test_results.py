@@ -134,6 +134,14 @@ def test_the_words_tell_how_far_a_start_is_ahead_during_training(bench: Any) -> 
     assert any("+0.200 at step 10, −0.050 at step 20" in line for line in bench.results_tables.summary_words(rows))
 
 
+@pytest.mark.parametrize("more", [3, 8])
+def test_the_words_tell_what_more_labels_bring(bench: Any, more: int) -> None:
+    rows = [result(bench, "random", [5] * 5, fraction=5), result(bench, "random", [more] * 5, fraction=100)]
+    [line] = bench.results_tables.summary_words(rows)
+    assert line.startswith(f"- `random` by labels (mean of the data sets): 0.500 with 5 %, 0.{more}00 with 100 %.")
+    assert ("bring nothing in so few steps" in line) == (more < 5)
+
+
 def test_peers_are_compared_with_the_best_of_them(bench: Any) -> None:
     rows = [
         result(bench, name, good, part="peers")
