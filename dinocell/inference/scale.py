@@ -24,9 +24,9 @@ WINDOWS = 4
 CANDIDATES = 8
 DOUBT = 0.6
 """Added to the flow error, divided by the evidence: two small cells that fit well by chance prove little."""
-COVER = 40
+COVER = 80
 """Evidence is the number of cells and this many times the square of what they cover of the windows looked at: one cell
-that fills half of the picture counts as eleven, one that fills a twentieth as one."""
+that fills half of the picture counts as 21, one that fills a twentieth as one."""
 HYPOTHESES = 3
 """So many of the scales that fit best are looked at again, each where its cells would have the size the model knows;
 one more is that which fits best when the size counts."""
