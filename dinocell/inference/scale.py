@@ -34,8 +34,9 @@ MISFIT = 0.5
 """Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
 FAR = 0.05
 """Added for each factor of two between a scale and the usual one: enlarged specks often look like round cells."""
-SURE = 0.6
-"""Flow error with doubt above which the cells found are no better than what a network finds in texture."""
+SURE = 0.5
+"""Flow error with doubt, and with how far the scale is, above which the cells found are no better than what a network
+finds in texture; enlarged texture most of all."""
 UNSURE = "diameter auto: not sure"
 
 Float32 = NDArray[np.float32]
@@ -133,7 +134,7 @@ def estimate_diameter(
     looks = [*sorted(grid, key=_fit)[:HYPOTHESES], min(grid, key=_rank)]
     again = {trained.median / found.diameter for found in looks if found.diameter is not None}
     best = min([*looks, *(look(scale) for scale in sorted(again))], key=_rank)
-    if best.diameter is None or _doubtful_error(best) > SURE:
+    if best.diameter is None or _fit(best) > SURE:
         return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
     scale = trained.scale_for(best.diameter)
     return Estimate(scale=scale, diameter=best.diameter, cells=best.cells, error=best.error)

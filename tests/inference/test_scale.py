@@ -108,6 +108,18 @@ def test_a_single_cell_that_fills_much_of_the_picture_is_enough(side: int) -> No
     assert found.diameter == pytest.approx(2 * side / np.sqrt(np.pi), rel=0.12)
 
 
+@pytest.mark.parametrize(("far", "sure"), [(0.0, True), (2.0, False)])
+def test_cells_that_fit_badly_are_believed_near_the_usual_scale_only(far: float, sure: bool) -> None:
+    def look(*_: object) -> Estimate:
+        return Estimate(scale=1, diameter=20, cells=100, error=0.45, far=far)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scale, "_look", look)
+        found = segmenter().estimate_diameter(WholePicture(np.eye(80, dtype=np.float32)))
+    assert scale.is_routine(str(found)) == sure
+    assert (found.diameter is not None) == sure
+
+
 def test_evidence_is_the_number_of_cells_and_what_they_cover() -> None:
     def doubt(cells: int, share: float) -> float:
         return scale._doubtful_error(Estimate(scale=1, diameter=20, cells=cells, error=0.1, share=share))
