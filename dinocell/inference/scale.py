@@ -34,9 +34,11 @@ MISFIT = 0.5
 """Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
 FAR = 0.05
 """Added for each factor of two between a scale and the usual one: enlarged specks often look like round cells."""
-SURE = 0.5
+SURE = 0.6
 """Flow error with doubt, and with how far the scale is, above which the cells found are no better than what a network
 finds in texture; enlarged texture most of all."""
+WARNED = 0.5
+"""The same, above which the user is told to look."""
 UNSURE = "diameter auto: not sure"
 
 Float32 = NDArray[np.float32]
@@ -55,6 +57,7 @@ class Estimate:
         misfit: by how many factors of two these cells, at that scale, miss the sizes that the model knows.
         far: by how many factors of two the scale differs from the usual one.
         share: part of the windows looked at that these cells cover.
+        doubtful: whether there is a diameter, but the user should look whether it is right.
     """
 
     scale: float
@@ -64,6 +67,7 @@ class Estimate:
     misfit: float = 0.0
     far: float = 0.0
     share: float = 0.0
+    doubtful: bool = False
 
     def __str__(self) -> str:
         if self.diameter is None:
@@ -71,6 +75,9 @@ class Estimate:
             scaled = "own scale kept" if self.scale == 1 else f"scaled by {self.scale:.3g}, as in training"
             return f"{UNSURE} ({found}), {scaled}; give the diameter if the cells come out wrong"
         scaled = f"scaled by {self.scale:.3g}" if self.scale != 1 else "own scale kept, which the model knows"
+        if self.doubtful:
+            found = f"{self.cells} cells with flow error {self.error:.2f}"
+            return f"{UNSURE}, perhaps {self.diameter:.3g} px ({found}): {scaled}; give the diameter if it is wrong"
         return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells: {scaled}"
 
 
@@ -136,8 +143,13 @@ def estimate_diameter(
     best = min([*looks, *(look(scale) for scale in sorted(again))], key=_rank)
     if best.diameter is None or _fit(best) > SURE:
         return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
-    scale = trained.scale_for(best.diameter)
-    return Estimate(scale=scale, diameter=best.diameter, cells=best.cells, error=best.error)
+    return Estimate(
+        scale=trained.scale_for(best.diameter),
+        diameter=best.diameter,
+        cells=best.cells,
+        error=best.error,
+        doubtful=_fit(best) > WARNED,
+    )
 
 
 def _rank(estimate: Estimate) -> float:

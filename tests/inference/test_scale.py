@@ -108,16 +108,17 @@ def test_a_single_cell_that_fills_much_of_the_picture_is_enough(side: int) -> No
     assert found.diameter == pytest.approx(2 * side / np.sqrt(np.pi), rel=0.12)
 
 
-@pytest.mark.parametrize(("far", "sure"), [(0.0, True), (2.0, False)])
-def test_cells_that_fit_badly_are_believed_near_the_usual_scale_only(far: float, sure: bool) -> None:
+@pytest.mark.parametrize(("far", "believed", "warns"), [(0.0, True, False), (2.0, True, True), (4.0, False, True)])
+def test_cells_that_fit_badly_are_believed_near_the_usual_scale_only(far: float, believed: bool, warns: bool) -> None:
     def look(*_: object) -> Estimate:
         return Estimate(scale=1, diameter=20, cells=100, error=0.45, far=far)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scale, "_look", look)
         found = segmenter().estimate_diameter(WholePicture(np.eye(80, dtype=np.float32)))
-    assert scale.is_routine(str(found)) == sure
-    assert (found.diameter is not None) == sure
+    assert (found.diameter is not None) == believed
+    assert scale.is_routine(str(found)) != warns
+    assert ("perhaps 20 px" in str(found)) == (believed and warns)
 
 
 def test_evidence_is_the_number_of_cells_and_what_they_cover() -> None:
