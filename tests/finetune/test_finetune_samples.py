@@ -9,7 +9,15 @@ from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.augment import brighten
 from dinocell.finetune.config import DataConfig, FinetuneConfig
-from dinocell.finetune.dataset import CropDataset, ImageStore, PreparedImage, cell_boxes, labels_around, prepare
+from dinocell.finetune.dataset import (
+    CropDataset,
+    ImageStore,
+    PreparedImage,
+    cell_boxes,
+    labels_around,
+    prepare,
+    truth_weights,
+)
 from dinocell.finetune.loader import BatchLoader
 from dinocell.finetune.sampler import SampleOrder, dataset_shares, sample_rng
 from dinocell.models import GRAY_MEAN, GRAY_STD
@@ -278,3 +286,34 @@ def test_memory_budget_changes_nothing_but_memory(tmp_path):
         dataset = CropDataset(store, SampleOrder([0], "proportional", 0), build_objective(cfg.objective), cfg)
         samples.append(dataset(3))
     np.testing.assert_array_equal(samples[0].image, samples[1].image)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_small_image_of_a_known_scale_is_mirrored_to_a_crop_and_the_rest_is_ignored(tmp_path, ignored):
+    rng = np.random.default_rng(3)
+    image, labels = rng.integers(0, 255, (12, 50), dtype=np.uint8), np.zeros((12, 50), np.int32)
+    labels[2:8, 4:10], labels[3:9, 40:46] = 3, 7
+    files = {kind: tmp_path / f"{kind}.tif" for kind in ("image", "mask", "ignore")}
+    write_labels(files["image"], image)
+    write_labels(files["mask"], labels)
+    write_labels(files["ignore"], (np.arange(50) < 2).astype(np.uint8) * np.ones((12, 1), np.uint8))
+    item = LabelledItem(
+        image=files["image"],
+        mask=files["mask"],
+        ignore=files["ignore"] if ignored else None,
+        stem="image",
+        split="train",
+        dataset=DatasetInfo(name="cells"),
+    )
+    diameter = float(2 * np.sqrt(36 / np.pi))
+    cfg = config(data={"min_diameter": 2 * diameter, "max_diameter": 2 * diameter}, preprocess={"clahe": False})
+    prepared = prepare(item, cfg, 1.0)
+    assert prepared.rescaled == pytest.approx(2) and prepared.own_size == (24, 100)
+    assert prepared.image.shape == prepared.labels.shape == (32, 100)
+    np.testing.assert_array_equal(prepared.image[24:], prepared.image[16:24][::-1])
+    assert prepared.ignore is not None and prepared.ignore[24:].all() and not prepared.labels[24:].any()
+    assert prepared.ignore[:24].any() == ignored and not prepared.ignore[:24, 4:].any()
+    weights = truth_weights(prepared, cfg)
+    assert weights.shape == labels.shape and weights[:, 2:].all() and weights[:, :2].any() != ignored
+    sample = crop_dataset(cfg).cut(prepared, np.random.default_rng(0))
+    assert sample.image.shape == (32, 32) and sample.weight.mean() <= 0.8
