@@ -76,8 +76,8 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         names = list(dict.fromkeys(item.dataset.name for item in items))  # in the order of data.root
         if len(names) != len(config.data.shares):
             raise ConfigError(
-                f"data.shares: {len(config.data.shares)} shares, but only {', '.join(names)} have training images of "
-                "their own name; leave the others out of data.root"
+                f"data.shares: {len(config.data.shares)} shares, but the training images are of {len(names)} data sets "
+                f"({', '.join(names)}); give each data set a root of its own, and leave out those without images"
             )
     owners = [names.index(item.dataset.name) for item in items]
     order = SampleOrder(owners, config.data.sampling, config.seed, config.data.shares)

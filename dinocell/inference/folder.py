@@ -22,6 +22,7 @@ from dinocell.data.io import list_images
 from dinocell.device import Precision
 from dinocell.errors import ConfigError, DinoCellError
 from dinocell.inference.depth import choose_depth
+from dinocell.inference.job import Job
 from dinocell.inference.naming import unique_stems, without_results
 from dinocell.inference.options import SegmentOptions, merge_options
 from dinocell.inference.outputs import Format, check_formats, output_paths, save_result
@@ -29,7 +30,7 @@ from dinocell.inference.planes import Plane, count_planes, iter_planes, open_ima
 from dinocell.inference.result import SegmentationResult
 from dinocell.inference.resume import KeptScratch
 from dinocell.inference.scale import is_routine
-from dinocell.inference.segment import Job, Segmenter
+from dinocell.inference.segment import Segmenter
 from dinocell.inference.shards import SUMMARY_NAME, Shard
 
 AHEAD_BYTES = 2**28

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.errors import ConfigError
+from dinocell.inference.options import SegmentOptions
 from dinocell.inference.resample import Picture, ScaledPicture
 from dinocell.inference.tiling import mirrored
 from dinocell.objectives.cells import find_cells
@@ -40,6 +42,7 @@ finds in texture; enlarged texture most of all."""
 WARNED = 0.5
 """The same, above which the user is told to look."""
 UNSURE = "diameter auto: not sure"
+MAX_RESCALE = 16.0
 
 Float32 = NDArray[np.float32]
 Predict = Callable[[list[Float32]], Float32]
@@ -119,6 +122,33 @@ def training_diameters(meta: Mapping[str, Any]) -> Trained | None:
     scales = [float(entry.get("scale") or 1.0) for entry in datasets]
     usual = float(np.median(scales)) if scales else 1.0
     return Trained(median=float(median), smallest=min(known), largest=max(known), usual=usual)
+
+
+def told_scale(meta: Mapping[str, Any], options: SegmentOptions) -> float:
+    """Factor from the image's pixels to the model's that the user asked for; 1 where nothing was.
+
+    Raises:
+        ConfigError: the model does not know its own size, or the factor is beyond reason.
+    """
+    training = meta.get("training") or {}
+    if options.diameter == "own":
+        return 1.0
+    if options.diameter is not None:
+        assert options.diameter != "auto"
+        ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
+        scale = None if not ours else ours / theirs
+    elif options.pixel_size is not None:
+        ours, theirs, name = training.get("pixel_size"), options.pixel_size, "pixel_size"
+        scale = None if not ours else theirs / ours
+    else:
+        return 1.0
+    if scale is None:
+        if name == "pixel_size":
+            return 1.0  # still used for areas in µm²
+        raise ConfigError(f"{name}: this model does not record the {name} it was trained at; leave {name} out")
+    if not 1 / MAX_RESCALE <= scale <= MAX_RESCALE:
+        raise ConfigError(f"{name}: {theirs:g} scales the image by {scale:.3g}; the model was trained at {ours:g}")
+    return float(scale)
 
 
 def estimate_diameter(

@@ -29,13 +29,14 @@ from dinocell.inference import large
 from dinocell.inference.depth import choose_depth
 from dinocell.inference.embeddings import cell_embeddings, frame_of
 from dinocell.inference.fitting import Fit, fit_plane, unfit_maps
+from dinocell.inference.job import Job
 from dinocell.inference.options import SegmentOptions, merge_options
 from dinocell.inference.packaged import find_model
 from dinocell.inference.planes import Image, InputPlane, Plane, count_planes, iter_planes, loaded, open_image
 from dinocell.inference.resample import Picture, ScaledPicture, WholePicture
 from dinocell.inference.result import SegmentationResult, compact_dtype
 from dinocell.inference.resume import Scratch
-from dinocell.inference.scale import Estimate, estimate_diameter, is_routine, training_diameters
+from dinocell.inference.scale import Estimate, estimate_diameter, is_routine, told_scale, training_diameters
 from dinocell.inference.streaming import StreamedInput
 from dinocell.inference.tiling import OVERLAP, Window, evaluating, mirrored, predict_stream, run_batch
 from dinocell.inference.views import VIEWS, AveragedViews
@@ -43,7 +44,6 @@ from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.objectives.flows import FlowsObjective
 
-MAX_RESCALE = 16.0
 LARGE_PIXELS = 64 * 2**20
 
 Float32 = NDArray[np.float32]
@@ -173,7 +173,7 @@ class Segmenter:
 
     def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
         """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
-        scale = 1.0 if self._estimates(options) else self._scale(options)
+        scale = 1.0 if self._estimates(options) else told_scale(self.meta, options)
         pixels = math.prod(plane.size)
         return (
             self.fit == "tile"
@@ -247,7 +247,7 @@ class Segmenter:
     def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[str]]:
         """Factor from a picture's pixels to the model's, and what the user should know about it."""
         if not self._estimates(options):
-            scale = self._scale(options)
+            scale = told_scale(self.meta, options)
             said = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
             return scale, [said] if scale != 1 else []
         found = self.estimate_diameter(picture, options)
@@ -280,28 +280,6 @@ class Segmenter:
                 return np.concatenate([run_batch(self.model, part, self.device, self.dtype) for part in parts])
 
         return estimate_diameter(picture, predict, objective, self.window, trained)
-
-    def _scale(self, options: SegmentOptions) -> float:
-        """Factor from the image's pixels to the model's; 1 unless the user asked for it."""
-        training = self.meta.get("training") or {}
-        if options.diameter == "own":
-            return 1.0
-        if options.diameter is not None:
-            assert options.diameter != "auto"
-            ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
-            scale = None if not ours else ours / theirs
-        elif options.pixel_size is not None:
-            ours, theirs, name = training.get("pixel_size"), options.pixel_size, "pixel_size"
-            scale = None if not ours else theirs / ours
-        else:
-            return 1.0
-        if scale is None:
-            if name == "pixel_size":
-                return 1.0  # still used for areas in µm²
-            raise ConfigError(f"{name}: this model does not record the {name} it was trained at; leave {name} out")
-        if not 1 / MAX_RESCALE <= scale <= MAX_RESCALE:
-            raise ConfigError(f"{name}: {theirs:g} scales the image by {scale:.3g}; the model was trained at {ours:g}")
-        return float(scale)
 
     def fingerprint(self) -> str:
         """A checksum of the weights and the configuration: work begun with another model is not continued."""
@@ -386,25 +364,6 @@ class Segmenter:
                 device=self.device,
                 dtype=self.dtype,
             )
-
-
-@dataclasses.dataclass(kw_only=True)
-class Job:
-    """A preprocessed plane: z (h, w) at the model's scale, None where there is nothing to predict; the caller's tag.
-
-    `scale` is what the user or the estimate asked for, without the enlarging of small images to a window. `shown` is
-    the size of the upper left part of z that shows the picture: the rest is mirrored.
-    """
-
-    plane: InputPlane
-    size: tuple[int, int]
-    z: Float32 | None
-    invalid: NDArray[np.bool_] | None
-    notes: list[str]
-    kept: Float32 | None = None
-    scale: float = 1.0
-    shown: tuple[int, int] = (0, 0)
-    tag: Any = None
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
