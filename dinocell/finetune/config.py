@@ -32,6 +32,11 @@ class DataConfig:
         doc="relative share of each dataset of root, in its order: [3, 1] draws three of four crops from the first; "
         "empty = what sampling says",
     )
+    hard: float = field(
+        0.0,
+        "with start=: within its data set, an image is drawn in proportion to (1.05 - its MMA by that model) ** hard, "
+        "so that those it does badly come more often; 0 = all alike, 1 = much",
+    )
     fully_annotated: Literal["as_stated", "yes", "no"] = field(
         "as_stated", "whether every cell carries a label: what each dataset.yaml states, or the same answer for all"
     )
@@ -60,6 +65,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.shares: {list(self.shares)} for {len(self.root)} datasets; give one number above 0 for each"
             )
+        _between("data.hard", self.hard, 0.0, 4.0)
         _at_least("data.max_diameter", self.max_diameter, 0.0)
         _at_least("data.min_diameter", self.min_diameter, 0.0)
         if self.max_diameter and self.min_diameter > self.max_diameter:
@@ -257,6 +263,11 @@ class FinetuneConfig:
             raise ConfigError(
                 f"input_size: {self.network_size} px is not a multiple of backbone.patch_size="
                 f"{self.backbone.patch_size}; use {near}"
+            )
+        if self.data.hard and (not self.start or self.objective.kind == "semantic"):
+            raise ConfigError(
+                f"data.hard: {self.data.hard:g} goes by the cells that the model in start= finds; give start=, a model "
+                "that finds cells, or set data.hard=0"
             )
         if self.fit != "tile" and self.objective.kind != "semantic":
             raise ConfigError(

@@ -261,6 +261,10 @@ class CropDataset:
         self._config = config
         self.tokens: TokenSource | None = None
 
+    def reorder(self, order: SampleOrder) -> None:
+        """Draw images by another rule from now on."""
+        self._order = order
+
     def __call__(self, number: int) -> Sample:
         """Sample `number`: the crop of an image drawn by the sampling rule.
 

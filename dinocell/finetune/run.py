@@ -20,6 +20,7 @@ from dinocell.config import to_dict
 from dinocell.device import autocast, choose_dtype
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.hard import draw_by_scores, training_scores
 from dinocell.finetune.loader import Batch, BatchLoader, worker_count
 from dinocell.finetune.loss_terms import loss_terms
 from dinocell.finetune.memory import choose_accumulation, is_out_of_memory, out_of_memory_message
@@ -102,8 +103,13 @@ class Trainer:
         self.best = -math.inf
         self.stale = 0
         self.latest: Validation | None = None
+        self.scores: tuple[float, ...] = ()  # of the training images by the starting model, with data.hard
         if resumed is not None:
             self._restore(*resumed)
+        elif config.data.hard:
+            self.scores = training_scores(self.module, self.data.train.store, config, self.device, self.dtype)
+        if self.scores:
+            draw_by_scores(self.data, self.scores, config)
         self.output = RunOutput(config, self.module, self.data, resume_step=self.step)
         self.logger: RunLogger = self.output.logger
 
@@ -324,6 +330,7 @@ class Trainer:
             "best": self.best,
             "stale": self.stale,
             "validation_pending": self.validation_pending,
+            "training_scores": self.scores,
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
@@ -337,6 +344,7 @@ class Trainer:
         self.step, self.seconds = step, float(state["seconds"])
         self.validations, self.best, self.stale = int(state["validations"]), float(state["best"]), int(state["stale"])
         self.validation_pending = bool(state.get("validation_pending", False))
+        self.scores = tuple(state.get("training_scores", ()))
         log.info(f"continuing {self.config.output_dir} from step {step} of {self.total_steps}")
 
 

@@ -48,10 +48,16 @@ class SampleOrder:
         sampling: the rule.
         seed: of the order.
         shares: relative share of each dataset, instead of the rule's.
+        weights: how often each image is drawn, relative to the others of its dataset; empty = all alike.
     """
 
     def __init__(
-        self, dataset_of_image: Sequence[int], sampling: Sampling, seed: int, shares: Sequence[float] = ()
+        self,
+        dataset_of_image: Sequence[int],
+        sampling: Sampling,
+        seed: int,
+        shares: Sequence[float] = (),
+        weights: Sequence[float] = (),
     ) -> None:
         if not len(dataset_of_image):
             raise ValueError("no images to sample from")
@@ -59,6 +65,7 @@ class SampleOrder:
         self._members = [np.flatnonzero(owners == d) for d in range(int(owners.max()) + 1)]
         given = np.asarray(shares, dtype=np.float64)
         self._shares = given / given.sum() if len(given) else dataset_shares([len(m) for m in self._members], sampling)
+        self._weights = np.asarray(weights, dtype=np.float64)
         self._seed = seed
         self._latest: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
         self.length = len(owners)
@@ -75,10 +82,15 @@ class SampleOrder:
         """Image indices of one epoch, in order, (images,)."""
         rng = np.random.default_rng([self._seed, _ORDER_STREAM, epoch])
         quotas = _round_to_total(self._shares * self.length, self.length, rng)
-        parts = [
-            _repeat_permuted(members, int(quota), rng) for members, quota in zip(self._members, quotas, strict=True)
-        ]
+        parts = [self._drawn(members, int(quota), rng) for members, quota in zip(self._members, quotas, strict=True)]
         return rng.permutation(np.concatenate(parts))
+
+    def _drawn(self, members: NDArray[np.int64], quota: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """`quota` images of one dataset, in no particular order."""
+        if not len(self._weights) or not quota:
+            return _repeat_permuted(members, quota, rng)
+        weights = self._weights[members]
+        return np.repeat(members, _round_to_total(quota * weights / weights.sum(), quota, rng))
 
 
 def _round_to_total(values: NDArray[np.float64], total: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -42,10 +42,14 @@ _FREE = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Training crops, validation images, length of the training, and what the data check found."""
+    """Training crops, validation images, length of the training, and what the data check found.
+
+    `owners` numbers the data set of each training image.
+    """
 
     train: CropDataset
     train_items: tuple[LabelledItem, ...]
+    owners: tuple[int, ...]
     val: ImageStore
     total_steps: int
     notes: tuple[str, ...]
@@ -79,7 +83,7 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
                 f"data.shares: {len(config.data.shares)} shares, but the training images are of {len(names)} data sets "
                 f"({', '.join(names)}); give each data set a root of its own, and leave out those without images"
             )
-    owners = [names.index(item.dataset.name) for item in items]
+    owners = tuple(names.index(item.dataset.name) for item in items)
     order = SampleOrder(owners, config.data.sampling, config.seed, config.data.shares)
     val_items = open_items(config, "val")
     if not val_items:
@@ -90,6 +94,7 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
     return RunData(
         train=CropDataset(store, order, objective, config),
         train_items=tuple(items),
+        owners=owners,
         val=ImageStore(val_items, config, log.warning),
         total_steps=total,
         notes=notes,

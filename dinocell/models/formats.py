@@ -68,7 +68,7 @@ def read_weights(path: str | Path) -> Weights:
     config: Mapping[str, Any] = {}
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
-        config = _stored_config(file, metadata.get(CONFIG_KEY, "{}"))
+        config = _stored_config(file, metadata.get(CONFIG_KEY, "{}")) or _folder_config(file)
     else:
         with torch.serialization.safe_globals([argparse.Namespace]):  # in DINO v1's full checkpoints; holds no code
             content = load_file(file)
@@ -85,10 +85,21 @@ def _stored_config(file: Path, text: str) -> Mapping[str, Any]:
     try:
         config = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"{file}: its {CONFIG_KEY} is no JSON ({error}); get the file again") from error
+        raise CheckpointError(f"{file}: its configuration is no JSON ({error}); get the file again") from error
     if not isinstance(config, Mapping):
-        raise CheckpointError(f"{file}: its {CONFIG_KEY} is a {type(config).__name__}, no mapping; get the file again")
+        raise CheckpointError(f"{file}: its configuration is a {type(config).__name__}, no mapping; get the file again")
     return config
+
+
+def _folder_config(file: Path) -> Mapping[str, Any]:
+    """The backbone of a fine-tuned model's config.json beside `file`, from which the tensors alone cannot tell how
+    positions are interpolated; empty for other layouts (Hugging Face's folders have a config.json, too)."""
+    beside = file.with_name("config.json")
+    if not beside.is_file():
+        return {}
+    config = _stored_config(beside, beside.read_text(encoding="utf-8"))
+    backbone = config.get("backbone")
+    return backbone if isinstance(backbone, Mapping) and "decoder" in config else {}
 
 
 def _refuse_views(file: Path, tensors: State) -> None:

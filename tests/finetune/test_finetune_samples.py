@@ -73,6 +73,17 @@ def test_given_shares_replace_the_rule():
     assert np.mean(drawn == 1) == pytest.approx(0.75, abs=0.01)
 
 
+def test_weights_divide_the_share_of_a_dataset_among_its_images():
+    owners, weights = [0, 0, 0, 0, 1, 1], [1.0, 2.0, 5.0, 2.0, 9.0, 1.0]
+    order = SampleOrder(owners, "proportional", seed=3, weights=weights)
+    drawn = np.bincount([order(n) for n in range(6000)], minlength=6) / 6000
+    np.testing.assert_allclose(
+        drawn, np.array([1, 2, 5, 2, 0, 0]) / 10 * 4 / 6 + np.array([0] * 4 + [9, 1]) / 30, atol=0.02
+    )
+    again = SampleOrder(owners, "proportional", seed=3, weights=weights)
+    assert [again(n) for n in range(60)] == [order(n) for n in range(60)]
+
+
 @pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, float("inf")]])
 def test_shares_that_do_not_fit_the_datasets_are_refused(shares):
     with pytest.raises(ConfigError, match=r"data\.shares: .* for 2 datasets; give one number above 0 for each"):

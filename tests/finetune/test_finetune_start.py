@@ -1,5 +1,6 @@
 """Going on from a finished model (`start`): its shapes, its weights, and its mistakes."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,18 @@ import pytest
 import torch
 
 from dinocell.config import from_dict
+from dinocell.data.io import read_labels
 from dinocell.data.labelled import open_dataset
 from dinocell.errors import CheckpointError, ConfigError
 from dinocell.finetune import FinetuneConfig, run
+from dinocell.finetune.config import DataConfig
+from dinocell.finetune.dataset import ImageStore
+from dinocell.finetune.hard import training_scores
+from dinocell.finetune.setup import open_items
 from dinocell.finetune.start import adopt, other_split
+from dinocell.inference import load_model
+from dinocell.inference.packaged import find_model
+from dinocell.metrics import score_image
 from dinocell.models import VisionTransformer, ViTConfig, load_model_folder, save_backbone
 
 BASE = {
@@ -28,13 +37,13 @@ def model(disks_dataset: Path, tmp_path_factory: pytest.TempPathFactory, tiny: C
     return run(tiny(disks_dataset, tmp_path_factory.mktemp("start"), BASE)) / "model"
 
 
-def going_on(model: Path, data: Path, out: Path, **changes: object) -> FinetuneConfig:
+def going_on(model: Path | str, root: Path, out: Path, **changes: object) -> FinetuneConfig:
     plain = {
         "start": str(model),
         "output_dir": str(out),
         "device": "cpu",
         "precision": "float32",
-        "data": {"root": [str(data)], "workers": 0},
+        "data": {"root": [str(root)], "workers": 0},
         "train": {"steps": 1, "batch_size": 2, "lr": 1e-12, "weight_decay": 0.0},
         "validate": {"times": 0, "tune_decoding": False},
     }
@@ -80,6 +89,59 @@ def test_other_backbone_weights_meet_the_models_decoder(model: Path, disks_datas
     torch.testing.assert_close(trained.backbone.blocks[1].mlp.fc1.weight, other.blocks[1].mlp.fc1.weight)
     for name, value in stored.decoder.state_dict().items():
         torch.testing.assert_close(trained.decoder.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_images_that_the_model_does_badly_are_drawn_more_often(
+    model: Path,
+    disks_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    drawn: list[int] = []
+    get = ImageStore.get
+    data = {"root": [str(disks_dataset)], "workers": 0, "hard": 2.0, "check_images": 0}
+    whole = going_on(
+        model, disks_dataset, tmp_path / "run", data=data, train={"steps": 24, "batch_size": 2, "checkpoint_every": 4}
+    )
+    scores = (0.05, 0.95, 0.95, 0.95, 0.95, 0.95)
+    module = importlib.import_module("dinocell.finetune.run")  # the name in the package is the function
+    monkeypatch.setattr(module, "training_scores", lambda *_: scores)
+    monkeypatch.setattr(ImageStore, "get", lambda self, index: drawn.append(index) or get(self, index))
+    folder = run(whole)
+    assert drawn.count(0) > 40  # of 48: 1 against 0.05 in all for the five others, 8 at most by rounding
+    assert "drawn most often, with the MMA of" in capsys.readouterr().out
+
+    def not_again(*_: object) -> None:
+        raise AssertionError("a continued run scored its training images again, with a model that is trained by now")
+
+    monkeypatch.setattr(module, "training_scores", not_again)
+    first = load_model_folder(folder / "model")[0].state_dict()
+    for path in folder.glob("checkpoints/*000024*"):
+        path.unlink()
+    run(whole)
+    for name, value in load_model_folder(folder / "model")[0].state_dict().items():
+        assert torch.equal(value, first[name]), name
+
+
+def test_training_scores_are_what_segmentation_reaches(disks_dataset: Path, tmp_path: Path) -> None:
+    config = adopt(going_on("cells", disks_dataset, tmp_path / "run"))
+    store = ImageStore(open_items(config, "train"), config, print)
+    network, _ = load_model_folder(find_model("cells"))
+    scores = training_scores(network, store, config, torch.device("cpu"), torch.float32)
+    assert len(scores) == len(store) == 6
+    assert min(scores) > 0.5 and len(set(scores)) > 1  # bright disks are easy, and not all the same
+    model = load_model("cells", device="cpu", precision="float32")
+    for item, prepared, score in zip(store.items, map(store.get, range(6)), scores, strict=True):
+        assert prepared is not None
+        diameter = model.meta["training"]["diameter"] / prepared.rescaled  # the same enlargement
+        labels = model.segment(item.image, diameter=diameter).labels
+        assert score == pytest.approx(score_image(read_labels(item.mask), labels).metrics()["MMA"], abs=0.01)
+
+
+def test_hard_images_need_a_model_that_knows_them() -> None:
+    with pytest.raises(ConfigError, match=r"data\.hard: 1 goes by the cells that the model in start= finds"):
+        FinetuneConfig(data=DataConfig(hard=1.0))
 
 
 def test_weights_of_another_width_are_a_clear_mistake(model: Path, disks_dataset: Path, tmp_path: Path) -> None:

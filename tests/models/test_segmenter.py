@@ -14,6 +14,7 @@ from dinocell.models import (
     VisionTransformer,
     ViTConfig,
     flops,
+    load_backbone,
     load_model_folder,
     save_model,
 )
@@ -84,6 +85,20 @@ def test_layer_norm_is_over_channels() -> None:
     out = LayerNorm2d(16)(x)
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 5, 7), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.var(1, unbiased=False), torch.ones(2, 5, 7), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("path", ["model", "model/model.safetensors"])
+def test_the_backbone_of_a_model_folder_keeps_its_way_with_positions(path: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = ViTConfig(
+        arch="vit_tiny", depth=1, image_size=48, in_channels=1, interpolate_antialias=True, interpolate_offset=0.0
+    )
+    model = SegmentationModel(VisionTransformer(other), DecoderConfig(neck_width=32), 3, 32, 48).eval()
+    save_model(tmp_path / "model", model, {})
+    backbone = load_backbone(tmp_path / path, in_channels=None)
+    assert backbone.config == model.backbone.config
+    z = torch.rand(1, 1, 56, 40)  # no side is the stored grid's
+    torch.testing.assert_close(backbone(z), model.backbone(z), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("half", [False, True])
