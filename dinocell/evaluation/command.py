@@ -27,6 +27,7 @@ class EvaluateArguments:
     out: str
     device: str
     with_baseline: bool
+    views: int
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,6 +41,8 @@ def parse(arguments: Sequence[str] | None = None) -> EvaluateArguments:
     Raises:
         ConfigError: an argument is missing or unknown.
     """
+    from dinocell.inference.views import VIEWS  # here: importing torch takes a second
+
     parser = _Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model folder, for example runs/finetune/model, or a packaged model's name")
     parser.add_argument("dataset", help="DATASET with {train,val,test}/{images,masks}, or a folder of several")
@@ -47,6 +50,13 @@ def parse(arguments: Sequence[str] | None = None) -> EvaluateArguments:
     parser.add_argument("--out", help="folder for the results")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--no-baseline", action="store_true", help="leave out Otsu + watershed")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        choices=VIEWS,
+        help="average the maps of so many turned and mirrored views: slower by as much (default: 1)",
+    )
     given = parser.parse_args(arguments)
     return EvaluateArguments(
         model=given.model,
@@ -55,6 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> EvaluateArguments:
         out=given.out or str(Path(given.model).parent / "evaluation"),
         device=given.device,
         with_baseline=not given.no_baseline,
+        views=given.views,
     )
 
 

@@ -44,6 +44,7 @@ def evaluate_model(
     out: str | Path = "evaluation.json",
     device: str = "auto",
     with_baseline: bool = False,
+    views: int = 1,
     keep_since: float | None = None,
 ) -> dict[str, Any]:
     """Segment every image of a split, keep the label images, score them.
@@ -58,6 +59,7 @@ def evaluate_model(
         out: the JSON file, or a folder to hold evaluation.json.
         device: auto, cpu, cuda, cuda:1, …; unused where `model` is an object.
         with_baseline: also score Otsu's threshold with a watershed, which no trained model should lose to.
+        views: turned and mirrored views averaged, see `Segmenter`; unused where `model` is an object.
         keep_since: predictions written after this time (seconds since 1970) are scored as they are; see `predict`.
 
     Returns:
@@ -67,7 +69,7 @@ def evaluate_model(
         ConfigError, DataError, CheckpointError: the data set or the model cannot be used.
     """
     target_file = evaluation_file(out)
-    task = _Predictions(model, device, target_file.parent, with_baseline, keep_since)
+    task = _Predictions(model, device, views, target_file.parent, with_baseline, keep_since)
     items = _items(dataset_root, split)
     targets = [task.target(item) for item in log.progress(items, f"segmenting {split}", total=len(items))]
     return score_targets(targets, task.tools, task.problems, target_file)
@@ -81,20 +83,21 @@ def predict(
     out: str | Path = "evaluation.json",
     device: str = "auto",
     with_baseline: bool = False,
+    views: int = 1,
     shard: tuple[int, int] = (0, 1),
     keep_since: float | None = None,
 ) -> list[str]:
     """Write the label images that `evaluate_model` scores, without scoring: the task of a job array.
 
     Args:
-        model, dataset_root, split, out, device, with_baseline: as for `evaluate_model`.
+        model, dataset_root, split, out, device, with_baseline, views: as for `evaluate_model`.
         shard: (index, count): only every count-th image from index on.
         keep_since: predictions written after this time (seconds since 1970) are not made again.
 
     Returns:
         One sentence for each image that could not be segmented.
     """
-    task = _Predictions(model, device, evaluation_file(out).parent, with_baseline, keep_since)
+    task = _Predictions(model, device, views, evaluation_file(out).parent, with_baseline, keep_since)
     index, count = shard
     items = _items(dataset_root, split)[index::count]
     for item in log.progress(items, f"segmenting {split}, share {index} of {count}", total=len(items)):
@@ -120,13 +123,14 @@ class _Predictions:
         self,
         model: str | Path | SegmentsImages,
         device: str,
+        views: int,
         folder: Path,
         with_baseline: bool,
         keep_since: float | None,
     ) -> None:
-        self._model, self._device = model, device
+        self._model, self._device, self._views = model, device, views
         self._folder, self._keep_since = folder / "predictions", keep_since
-        self.tools = (_name(model), *((BASELINE,) if with_baseline else ()))
+        self.tools = (_name(model, views), *((BASELINE,) if with_baseline else ()))
         self.problems: list[str] = []
 
     def target(self, item: LabelledItem) -> Target:
@@ -159,16 +163,17 @@ class _Predictions:
         if isinstance(self._model, (str, Path)):  # loaded only when there is something to do
             from dinocell.inference import load_model
 
-            self._model = load_model(self._model, device=self._device)
+            self._model = load_model(self._model, device=self._device, views=self._views)
         model = self._model
         return lambda path: model.segment(path).labels
 
 
-def _name(model: str | Path | SegmentsImages) -> str:
+def _name(model: str | Path | SegmentsImages, views: int) -> str:
     if not isinstance(model, (str, Path)):
         return "model"
     path = Path(model)
-    return path.resolve().parent.name if path.name == "model" else path.name
+    name = path.resolve().parent.name if path.name == "model" else path.name
+    return name if views == 1 else f"{name}, {views} views"  # other label images: kept in a folder of their own
 
 
 def _baseline(path: Path) -> NDArray[np.int32]:

@@ -11,6 +11,7 @@ import torch
 from dinocell.data.io import read_labels
 from dinocell.errors import DataError
 from dinocell.evaluation import evaluate_model, predict, score_folders, scoring
+from dinocell.inference import load_model
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
 
 
@@ -86,6 +87,18 @@ def test_a_model_folder_is_loaded_and_named_after_its_run(
     kept = read_labels(tmp_path / "scores" / "predictions" / "tiny" / "discs" / "a_labels.tif")
     assert kept.shape == (80, 90)
     assert (tmp_path / "scores" / "tiny.json").is_file()
+
+
+def test_views_are_averaged_and_kept_apart(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "write_report", lambda *_: None)
+    one, four = (evaluate_model("cells", dataset, out=tmp_path, device="cpu", views=views) for views in (1, 4))
+    assert (list(one["predictions"]), list(four["predictions"])) == (["cells"], ["cells, 4 views"])
+    labels = [
+        read_labels(tmp_path / "predictions" / name / "discs" / "a_labels.tif") for name in ("cells", "cells__4_views")
+    ]
+    expected = load_model("cells", device="cpu", views=4).segment(dataset / "test/images/a.png").labels
+    np.testing.assert_array_equal(labels[1], expected)
+    assert labels[0].any() and not np.array_equal(*labels)
 
 
 def test_shares_of_an_array_are_scored_as_one_run(dataset: Path, tmp_path: Path) -> None:
