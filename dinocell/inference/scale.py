@@ -35,7 +35,13 @@ one more is that which fits best when the size counts."""
 MISFIT = 0.5
 """Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
 FAR = 0.05
-"""Added for each factor of two between a scale and the usual one: enlarged specks often look like round cells."""
+"""Added for each factor of two by which a scale is smaller than the usual one."""
+ENLARGED = 0.1
+"""Added for each factor of two by which it is larger: enlarged specks often look like round cells."""
+FEW = 2
+MOST_FOR_FEW = 2.0
+"""So few cells are no evidence for a scale that differs from the usual one by more than so many factors of two: a whole
+colony, shrunk to a dot, fits as a single cell."""
 SURE = 0.6
 """Flow error with doubt, and with how far the scale is, above which the cells found are no better than what a network
 finds in texture; enlarged texture most of all."""
@@ -58,7 +64,7 @@ class Estimate:
         cells: number of cells looked at.
         error: mean squared flow error of these cells.
         misfit: by how many factors of two these cells, at that scale, miss the sizes that the model knows.
-        far: by how many factors of two the scale differs from the usual one.
+        far: by how many factors of two the scale is above the usual one; below it, negative.
         share: part of the windows looked at that these cells cover.
         doubtful: whether there is a diameter, but the user should look whether it is right.
     """
@@ -187,10 +193,12 @@ def _rank(estimate: Estimate) -> float:
 
 
 def _fit(estimate: Estimate) -> float:
-    return _doubtful_error(estimate) + FAR * estimate.far
+    return _doubtful_error(estimate) + max(ENLARGED * estimate.far, -FAR * estimate.far)
 
 
 def _doubtful_error(estimate: Estimate) -> float:
+    if estimate.cells <= FEW and abs(estimate.far) > MOST_FOR_FEW:
+        return np.inf
     return estimate.error + DOUBT / max(estimate.cells + COVER * estimate.share**2, 1)
 
 
@@ -220,7 +228,7 @@ def _look(
     if not len(found):
         return Estimate(scale=scale, diameter=None, cells=0)
     diameter = float(np.median(found))
-    misfit, far = (abs(float(np.log2(x))) for x in (trained.scale_for(diameter * scale), scale / trained.usual))
+    misfit, far = abs(float(np.log2(trained.scale_for(diameter * scale)))), float(np.log2(scale / trained.usual))
     return Estimate(
         scale=scale,
         diameter=diameter,

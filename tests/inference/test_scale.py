@@ -109,7 +109,10 @@ def test_a_single_cell_that_fills_much_of_the_picture_is_enough(side: int) -> No
     assert found.diameter == pytest.approx(2 * side / np.sqrt(np.pi), rel=0.12)
 
 
-@pytest.mark.parametrize(("far", "believed", "warns"), [(0.0, True, False), (2.0, True, True), (4.0, False, True)])
+@pytest.mark.parametrize(
+    ("far", "believed", "warns"),  # above 0: enlarged, where specks pass for cells
+    [(0.0, True, False), (-2.0, True, True), (-4.0, False, True), (1.0, True, True), (2.0, False, True)],
+)
 def test_cells_that_fit_badly_are_believed_near_the_usual_scale_only(far: float, believed: bool, warns: bool) -> None:
     def look(*_: object) -> Estimate:
         return Estimate(scale=1, diameter=20, cells=100, error=0.45, far=far)
@@ -120,6 +123,16 @@ def test_cells_that_fit_badly_are_believed_near_the_usual_scale_only(far: float,
     assert (found.diameter is not None) == believed
     assert scale.is_routine(str(found)) != warns
     assert ("perhaps 20 px" in str(found)) == (believed and warns)
+
+
+@pytest.mark.parametrize("far", [-3.0, 3.0])
+def test_one_cell_is_no_evidence_for_a_scale_far_from_the_usual_one(far: float) -> None:
+    def estimate(cells: int, far: float) -> Estimate:
+        return Estimate(scale=1, diameter=220, cells=cells, error=0.03, far=far, share=0.35)
+
+    assert scale._fit(estimate(1, far)) == np.inf  # a colony shrunk to a dot; a speck enlarged to a cell
+    assert scale._fit(estimate(1, far / 2)) < scale.SURE
+    assert scale._fit(estimate(3, far)) < scale.SURE
 
 
 def test_evidence_is_the_number_of_cells_and_what_they_cover() -> None:
