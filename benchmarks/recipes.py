@@ -21,10 +21,10 @@ def recipe_command(script: str, kind: type[Any], config: Path, fixed: list[str])
         kind: class of the configuration. config: the resolved config.yaml that the training left.
         fixed: `key=value` of the data and the output folder.
     """
-    used = _flat(to_dict(load(kind, str(config), [])))
+    used = flat(to_dict(load(kind, str(config), [])))
     best: tuple[Path, list[str]] | None = None
     for recipe in sorted((ROOT / script).parent.glob("configs/*.yaml")):
-        known = _flat(to_dict(load(kind, str(recipe), fixed)))
+        known = flat(to_dict(load(kind, str(recipe), fixed)))
         differ = [key for key in used if used[key] != known.get(key) and key not in MACHINE_KEYS]
         changed = [f"{key}={_named(key, used[key])}" for key in differ]
         if best is None or len(changed) < len(best[1]):
@@ -37,12 +37,12 @@ def recipe_command(script: str, kind: type[Any], config: Path, fixed: list[str])
     )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as `a.b` → value."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _named(key: str, value: Any) -> str:

@@ -34,12 +34,14 @@ from typing import Any
 import cv2
 import torch
 from finetune_curve import split_start
+from recipes import flat
 from results_cells import Result, load, once, score, test_items, write_subset
 from results_page import write_page
 
 from dinocell import log
 from dinocell.checkpoint import sha256_of, stopped_by
 from dinocell.config import load as load_config
+from dinocell.config import to_dict
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError, DataError, run_main
 from dinocell.finetune import FinetuneConfig, run
@@ -142,6 +144,13 @@ def cell_file(given: argparse.Namespace, name: str, *facts: object) -> Path:
     return Path(given.out / "cells" / f"{name}_{digest}.json")
 
 
+def chosen_settings(recipe: FinetuneConfig) -> dict[str, Any]:
+    """Values, not the recipe's name, decide what is kept: those that are not the default, so that a setting which is
+    new in the project and left alone does not make finished trainings stale."""
+    default = flat(to_dict(FinetuneConfig()))
+    return {key: value for key, value in sorted(flat(to_dict(recipe)).items()) if value != default[key]}
+
+
 def content(weights: str | Path) -> str:
     """SHA-256 of a backbone file or of the weights in a folder; "" for a random start."""
     if not weights:
@@ -156,7 +165,7 @@ def content(weights: str | Path) -> str:
 
 def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Otsu, the peers and our network on each data set alone; finished models on all of them."""
-    recipe = load_config(FinetuneConfig, given.config, overrides)  # its values, not its name, decide what is kept
+    recipe = chosen_settings(load_config(FinetuneConfig, given.config, overrides))
     pythons = dict(text.partition("=")[::2] for text in given.peer)
     unknown = [name for name in pythons if name not in PEERS]
     if unknown:
@@ -274,7 +283,7 @@ def known_diameter(model: Segmenter, truth: Any, limits: DataConfig) -> float | 
 
 def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Every seed, share of the labels and start, seeds outermost: what is unfinished is then spread evenly."""
-    recipe = load_config(FinetuneConfig, given.config, overrides)
+    recipe = chosen_settings(load_config(FinetuneConfig, given.config, overrides))
     for seed in given.seeds:
         for fraction in sorted(given.fractions, reverse=True):
             for start, weights in starts.items():
