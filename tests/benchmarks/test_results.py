@@ -25,7 +25,7 @@ from dinocell.data.baseline import otsu_watershed
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import open_dataset
 from dinocell.errors import ConfigError, DataError
-from dinocell.finetune.config import DataConfig
+from dinocell.finetune.config import DataConfig, FinetuneConfig, TrainConfig
 from dinocell.metrics import ImageScores, score_image
 from dinocell.pretrain import PretrainConfig
 
@@ -95,6 +95,21 @@ def test_a_finished_part_is_read_not_made(bench: Any, tmp_path: Path) -> None:
     made = bench.results_cells.once(file, lambda: [result(bench, "random", [1, 2])])
     again = bench.results_cells.once(file, lambda: pytest.fail("made twice"))
     assert again == made
+
+
+def test_what_is_kept_depends_on_the_settings_that_were_chosen_only(bench: Any, tmp_path: Path) -> None:
+    def file(**changes: Any) -> Path:
+        recipe = dataclasses.replace(FinetuneConfig(crop_size=128, input_size=128, overlap=32), **changes)
+        chosen: Path = bench.results.cell_file(
+            argparse.Namespace(out=tmp_path), "a", bench.results.chosen_settings(recipe)
+        )
+        return chosen
+
+    assert bench.results.chosen_settings(FinetuneConfig(seed=3)) == {
+        "seed": 3
+    }  # what is left alone is not written down
+    assert file() == file(train=TrainConfig(lr=2e-5))  # the default
+    assert file() != file(train=TrainConfig(lr=1e-3))
 
 
 def test_differences_are_paired_and_said_in_words(bench: Any) -> None:
