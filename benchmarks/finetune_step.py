@@ -22,7 +22,8 @@ from dinocell.config import load
 from dinocell.device import autocast, choose_device, choose_dtype
 from dinocell.errors import run_main
 from dinocell.finetune import FinetuneConfig
-from dinocell.finetune.dataset import CropDataset, ImageStore, PreparedImage, cell_boxes
+from dinocell.finetune.dataset import CropDataset
+from dinocell.finetune.images import ImageStore, PreparedImage, cell_boxes
 from dinocell.finetune.loader import collate
 from dinocell.finetune.model import build_model, optimizer_groups
 from dinocell.finetune.sampler import SampleOrder, sample_rng

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from dinocell.config import load, to_dict
+from dinocell.config import flatten, load, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE_KEYS = ("data.root", "output_dir", "data.workers", "data.cache_gb", "log_every", "checkpoint_every")
@@ -21,10 +21,10 @@ def recipe_command(script: str, kind: type[Any], config: Path, fixed: list[str])
         kind: class of the configuration. config: the resolved config.yaml that the training left.
         fixed: `key=value` of the data and the output folder.
     """
-    used = flat(to_dict(load(kind, str(config), [])))
+    used = flatten(to_dict(load(kind, str(config), [])))
     best: tuple[Path, list[str]] | None = None
     for recipe in sorted((ROOT / script).parent.glob("configs/*.yaml")):
-        known = flat(to_dict(load(kind, str(recipe), fixed)))
+        known = flatten(to_dict(load(kind, str(recipe), fixed)))
         differ = [key for key in used if used[key] != known.get(key) and key not in MACHINE_KEYS]
         changed = [f"{key}={_named(key, used[key])}" for key in differ]
         if best is None or len(changed) < len(best[1]):
@@ -35,14 +35,6 @@ def recipe_command(script: str, kind: type[Any], config: Path, fixed: list[str])
     return " \\\n".join(
         textwrap.wrap(command, 116, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
     )
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `a.b` → value."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def _named(key: str, value: Any) -> str:

@@ -34,19 +34,18 @@ from typing import Any
 import cv2
 import torch
 from finetune_curve import split_start
-from recipes import flat
 from results_cells import Result, load, once, score, test_items, write_subset
 from results_page import write_page
 
 from dinocell import log
 from dinocell.checkpoint import sha256_of, stopped_by
+from dinocell.config import flatten, to_dict
 from dinocell.config import load as load_config
-from dinocell.config import to_dict
 from dinocell.data.io import read_labels
 from dinocell.errors import ConfigError, DataError, run_main
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.config import DataConfig
-from dinocell.finetune.dataset import rescaled_size
+from dinocell.finetune.images import rescaled_size
 from dinocell.inference import Segmenter, load_model
 from dinocell.inference.packaged import find_model
 
@@ -147,8 +146,8 @@ def cell_file(given: argparse.Namespace, name: str, *facts: object) -> Path:
 def chosen_settings(recipe: FinetuneConfig) -> dict[str, Any]:
     """Values, not the recipe's name, decide what is kept: those that are not the default, so that a setting which is
     new in the project and left alone does not make finished trainings stale."""
-    default = flat(to_dict(FinetuneConfig()))
-    return {key: value for key, value in sorted(flat(to_dict(recipe)).items()) if value != default[key]}
+    default = flatten(to_dict(FinetuneConfig()))
+    return {key: value for key, value in sorted(flatten(to_dict(recipe)).items()) if value != default[key]}
 
 
 def content(weights: str | Path) -> str:

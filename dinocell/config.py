@@ -80,6 +80,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
 
 
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings, such as `to_dict` gives, as `section.name` → value."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML; passing it back through `load` gives an equal config."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)

@@ -27,7 +27,7 @@ from dinocell.adapt.judge import (
 from dinocell.adapt.pseudo import write_pseudo_labels
 from dinocell.adapt.report import Findings, write_report
 from dinocell.adapt.scale import AsItIs, at_scale, images_scale
-from dinocell.config import to_dict, to_yaml
+from dinocell.config import flatten, to_dict, to_yaml
 from dinocell.data.labelled import LabelledItem, open_dataset
 from dinocell.errors import CheckpointError, ConfigError
 from dinocell.inference.packaged import find_model
@@ -113,7 +113,7 @@ def _tell(out: Path, summary: Mapping[str, Any]) -> None:
 def _claim(out: Path, config: AdaptConfig) -> None:
     """Write config.yaml, or refuse a folder that holds an adaptation with other settings."""
     file = out / "settings.json"
-    wanted = dict(_flat(to_dict(config)))
+    wanted = flatten(to_dict(config))
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         fixed = sorted(key for key in wanted if key.rsplit(".", 1)[-1] not in _FREE)
@@ -129,13 +129,6 @@ def _claim(out: Path, config: AdaptConfig) -> None:
         raise ConfigError(f"--out: {str(out)!r} cannot be made: {error.strerror}") from error
     checkpoint.atomic_write_text(file, json.dumps(wanted, indent=1))
     checkpoint.atomic_write_text(out / "config.yaml", to_yaml(config))
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in mapping.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _train(out: Path, config: AdaptConfig) -> tuple[int, list[dict[str, Any]]]:

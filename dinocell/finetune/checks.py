@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from dinocell.errors import DataError
 from dinocell.finetune.alignment import Alignment, align
-from dinocell.finetune.dataset import ImageStore, PreparedImage
+from dinocell.finetune.images import ImageStore, PreparedImage
 from dinocell.finetune.validation import evenly
 
 FEW_LABELLED = 0.1

@@ -13,8 +13,7 @@ import torch
 
 from dinocell import log
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.dataset import ImageStore
-from dinocell.finetune.sampler import SampleOrder
+from dinocell.finetune.images import ImageStore
 from dinocell.finetune.setup import RunData
 from dinocell.finetune.validation import Validator, decoding_while_training
 from dinocell.models import SegmentationModel
@@ -37,7 +36,8 @@ def training_scores(
 def draw_by_scores(data: RunData, scores: Sequence[float], config: FinetuneConfig) -> None:
     """From now on, draw the images of each data set by what the model that was started from scored on them."""
     weights = [(1.0 + LEAST - score) ** config.data.hard for score in scores]
-    data.train.reorder(SampleOrder(data.owners, config.data.sampling, config.seed, config.data.shares, weights=weights))
+    data.train.order = data.train.order.weighted(weights)
     worst = sorted(range(len(scores)), key=lambda index: scores[index])[:5]
     named = ", ".join(f"{data.train_items[i].dataset.name}/{data.train_items[i].stem} {scores[i]:.2f}" for i in worst)
-    log.info(f"drawn most often, with the MMA of {config.start!r}: {named}")
+    mean = sum(scores) / len(scores)
+    log.info(f"mean MMA of {config.start!r} on the training images: {mean:.3f}; drawn most often: {named}")

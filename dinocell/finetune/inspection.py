@@ -17,7 +17,8 @@ from dinocell.data.labelled import SPLITS, DatasetInfo, LabelledItem, open_datas
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.checks import ImageFacts, inspect_store, problems, summary
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.dataset import CropDataset, ImageStore, Sample
+from dinocell.finetune.dataset import CropDataset, Sample
+from dinocell.finetune.images import ImageStore
 from dinocell.finetune.sampler import SampleOrder, sample_rng
 from dinocell.finetune.validation import evenly
 from dinocell.inference.outputs import flow_colours

@@ -14,7 +14,7 @@ from dinocell import log
 from dinocell.config import to_yaml
 from dinocell.data.io import read_image, to_gray
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.dataset import ImageStore
+from dinocell.finetune.images import ImageStore
 from dinocell.finetune.tuning import Tuning
 from dinocell.finetune.validation import SCORES, ImageResult, Validation
 from dinocell.metrics import SemanticScores, pool_semantic

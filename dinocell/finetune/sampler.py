@@ -6,6 +6,7 @@ threads or restarts the training had.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,16 +49,10 @@ class SampleOrder:
         sampling: the rule.
         seed: of the order.
         shares: relative share of each dataset, instead of the rule's.
-        weights: how often each image is drawn, relative to the others of its dataset; empty = all alike.
     """
 
     def __init__(
-        self,
-        dataset_of_image: Sequence[int],
-        sampling: Sampling,
-        seed: int,
-        shares: Sequence[float] = (),
-        weights: Sequence[float] = (),
+        self, dataset_of_image: Sequence[int], sampling: Sampling, seed: int, shares: Sequence[float] = ()
     ) -> None:
         if not len(dataset_of_image):
             raise ValueError("no images to sample from")
@@ -65,10 +60,17 @@ class SampleOrder:
         self._members = [np.flatnonzero(owners == d) for d in range(int(owners.max()) + 1)]
         given = np.asarray(shares, dtype=np.float64)
         self._shares = given / given.sum() if len(given) else dataset_shares([len(m) for m in self._members], sampling)
-        self._weights = np.asarray(weights, dtype=np.float64)
+        self._weights: NDArray[np.float64] | None = None
         self._seed = seed
         self._latest: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
         self.length = len(owners)
+
+    def weighted(self, weights: Sequence[float]) -> SampleOrder:
+        """The order in which each image is drawn in proportion to its weight (above 0) within its dataset's share."""
+        order = copy.copy(self)
+        order._weights = np.asarray(weights, dtype=np.float64)
+        order._latest = (-1, np.empty(0, dtype=np.int64))
+        return order
 
     def __call__(self, number: int) -> int:
         """Image index of sample `number`."""
@@ -87,7 +89,7 @@ class SampleOrder:
 
     def _drawn(self, members: NDArray[np.int64], quota: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`quota` images of one dataset, in no particular order."""
-        if not len(self._weights) or not quota:
+        if self._weights is None:
             return _repeat_permuted(members, quota, rng)
         weights = self._weights[members]
         return np.repeat(members, _round_to_total(quota * weights / weights.sum(), quota, rng))

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dinocell import distributed, log
-from dinocell.config import to_dict
+from dinocell.config import flatten, to_dict
 from dinocell.data.labelled import LabelledItem, Split, open_dataset
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.checks import CellSizes, DataCheck, check_training_data
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.dataset import CropDataset, ImageStore
+from dinocell.finetune.dataset import CropDataset
+from dinocell.finetune.images import ImageStore
 from dinocell.finetune.sampler import SampleOrder
 from dinocell.finetune.start import other_split
 from dinocell.objectives import Objective
@@ -42,14 +43,10 @@ _FREE = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Training crops, validation images, length of the training, and what the data check found.
-
-    `owners` numbers the data set of each training image.
-    """
+    """Training crops, validation images, length of the training, and what the data check found."""
 
     train: CropDataset
     train_items: tuple[LabelledItem, ...]
-    owners: tuple[int, ...]
     val: ImageStore
     total_steps: int
     notes: tuple[str, ...]
@@ -83,7 +80,7 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
                 f"data.shares: {len(config.data.shares)} shares, but the training images are of {len(names)} data sets "
                 f"({', '.join(names)}); give each data set a root of its own, and leave out those without images"
             )
-    owners = tuple(names.index(item.dataset.name) for item in items)
+    owners = [names.index(item.dataset.name) for item in items]
     order = SampleOrder(owners, config.data.sampling, config.seed, config.data.shares)
     val_items = open_items(config, "val")
     if not val_items:
@@ -94,7 +91,6 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
     return RunData(
         train=CropDataset(store, order, objective, config),
         train_items=tuple(items),
-        owners=owners,
         val=ImageStore(val_items, config, log.warning),
         total_steps=total,
         notes=notes,
@@ -136,9 +132,9 @@ def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    new = dict(_flat(to_dict(config)))
+    new = flatten(to_dict(config))
     # A setting that the run's version did not have yet was what its default says now.
-    old = {**dict(_flat(to_dict(FinetuneConfig()))), **dict(_flat(saved))}
+    old = {**flatten(to_dict(FinetuneConfig())), **flatten(saved)}
     for name in sorted(new):
         free = any(name == f or name.startswith(f"{f}.") for f in _FREE)
         if not free and old[name] != new[name]:
@@ -146,10 +142,3 @@ def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:
                 f"output_dir: {config.output_dir} holds a run with {name}={old[name]}, now it is {new[name]}; "
                 "choose another output_dir, or delete that folder to start anew"
             )
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in mapping.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return pairs

@@ -26,7 +26,8 @@ from dinocell.data.labelled import LabelledItem
 from dinocell.device import autocast
 from dinocell.finetune.augment import Turn, possible_turns
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.dataset import ImageStore, PreparedImage, grid_windows
+from dinocell.finetune.dataset import grid_windows
+from dinocell.finetune.images import ImageStore, PreparedImage
 from dinocell.finetune.loader import Batch
 from dinocell.models import SegmentationModel
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dinocell import distributed
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.dataset import ImageStore, PreparedImage, truth_weights
+from dinocell.finetune.images import ImageStore, PreparedImage, truth_weights
 from dinocell.inference import predict_maps
 from dinocell.inference.fitting import unfit_maps
 from dinocell.metrics import ImageScores, SemanticScores, score_image, semantic_scores

@@ -68,7 +68,7 @@ def read_weights(path: str | Path) -> Weights:
     config: Mapping[str, Any] = {}
     if file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file)
-        config = _stored_config(file, metadata.get(CONFIG_KEY, "{}")) or _folder_config(file)
+        config = _stored_config(file, metadata.get(CONFIG_KEY, "{}")) or _model_config(file, tensors)
     else:
         with torch.serialization.safe_globals([argparse.Namespace]):  # in DINO v1's full checkpoints; holds no code
             content = load_file(file)
@@ -91,15 +91,14 @@ def _stored_config(file: Path, text: str) -> Mapping[str, Any]:
     return config
 
 
-def _folder_config(file: Path) -> Mapping[str, Any]:
-    """The backbone of a fine-tuned model's config.json beside `file`, from which the tensors alone cannot tell how
-    positions are interpolated; empty for other layouts (Hugging Face's folders have a config.json, too)."""
+def _model_config(file: Path, tensors: State) -> Mapping[str, Any]:
+    """The backbone in the config.json beside a fine-tuned model's tensors, which cannot tell how positions are
+    interpolated; empty for tensors of other software, whatever lies beside them."""
     beside = file.with_name("config.json")
-    if not beside.is_file():
+    if not beside.is_file() or not any(name.startswith("decoder.") for name in tensors):
         return {}
-    config = _stored_config(beside, beside.read_text(encoding="utf-8"))
-    backbone = config.get("backbone")
-    return backbone if isinstance(backbone, Mapping) and "decoder" in config else {}
+    backbone = _stored_config(beside, beside.read_text(encoding="utf-8")).get("backbone")
+    return backbone if isinstance(backbone, Mapping) else {}
 
 
 def _refuse_views(file: Path, tensors: State) -> None:

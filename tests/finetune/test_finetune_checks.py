@@ -13,7 +13,7 @@ from dinocell.data.labelled import DatasetInfo, LabelledItem, open_dataset
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.checks import cell_sizes, check_training_data, inspect_store, measure, problems
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.dataset import ImageStore, PreparedImage, cell_boxes, compact_labels
+from dinocell.finetune.images import ImageStore, PreparedImage, cell_boxes, compact_labels
 from dinocell.finetune.report import diagnose
 from dinocell.finetune.setup import open_items
 

@@ -13,7 +13,7 @@ from dinocell.config import from_dict, load
 from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.errors import ConfigError
 from dinocell.finetune import FinetuneConfig, run
-from dinocell.finetune.dataset import prepare, truth_weights
+from dinocell.finetune.images import prepare, truth_weights
 from dinocell.inference import Segmenter
 from dinocell.inference.fitting import fit_labels, fit_plane, padding, unfit_maps
 

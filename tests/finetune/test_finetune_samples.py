@@ -9,15 +9,8 @@ from dinocell.data.labelled import DatasetInfo, LabelledItem
 from dinocell.errors import ConfigError, DataError
 from dinocell.finetune.augment import brighten
 from dinocell.finetune.config import DataConfig, FinetuneConfig
-from dinocell.finetune.dataset import (
-    CropDataset,
-    ImageStore,
-    PreparedImage,
-    cell_boxes,
-    labels_around,
-    prepare,
-    truth_weights,
-)
+from dinocell.finetune.dataset import CropDataset, labels_around
+from dinocell.finetune.images import ImageStore, PreparedImage, cell_boxes, prepare, truth_weights
 from dinocell.finetune.loader import BatchLoader
 from dinocell.finetune.sampler import SampleOrder, dataset_shares, sample_rng
 from dinocell.models import GRAY_MEAN, GRAY_STD
@@ -75,12 +68,12 @@ def test_given_shares_replace_the_rule():
 
 def test_weights_divide_the_share_of_a_dataset_among_its_images():
     owners, weights = [0, 0, 0, 0, 1, 1], [1.0, 2.0, 5.0, 2.0, 9.0, 1.0]
-    order = SampleOrder(owners, "proportional", seed=3, weights=weights)
+    order = SampleOrder(owners, "proportional", seed=3).weighted(weights)
     drawn = np.bincount([order(n) for n in range(6000)], minlength=6) / 6000
     np.testing.assert_allclose(
         drawn, np.array([1, 2, 5, 2, 0, 0]) / 10 * 4 / 6 + np.array([0] * 4 + [9, 1]) / 30, atol=0.02
     )
-    again = SampleOrder(owners, "proportional", seed=3, weights=weights)
+    again = SampleOrder(owners, "proportional", seed=3).weighted(weights)
     assert [again(n) for n in range(60)] == [order(n) for n in range(60)]
 
 

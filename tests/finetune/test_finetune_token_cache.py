@@ -12,7 +12,7 @@ from dinocell.errors import ConfigError
 from dinocell.finetune import FinetuneConfig, run, token_cache
 from dinocell.finetune.augment import Turn, possible_turns
 from dinocell.finetune.config import AugmentConfig
-from dinocell.finetune.dataset import ImageStore
+from dinocell.finetune.images import ImageStore
 from dinocell.finetune.model import build_model
 from dinocell.finetune.setup import open_items
 from dinocell.log import read_metrics

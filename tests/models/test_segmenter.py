@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dinocell.errors import CheckpointError, ConfigError
 from dinocell.models import (
@@ -99,6 +100,16 @@ def test_the_backbone_of_a_model_folder_keeps_its_way_with_positions(path: str, 
     assert backbone.config == model.backbone.config
     z = torch.rand(1, 1, 56, 40)  # no side is the stored grid's
     torch.testing.assert_close(backbone(z), model.backbone(z), rtol=0, atol=0)
+
+
+def test_a_config_beside_weights_of_other_software_is_not_read(tmp_path: Path) -> None:
+    backbone = VisionTransformer(ViTConfig(arch="vit_tiny", depth=1, image_size=48, in_channels=1))
+    torch.nn.init.ones_(backbone.mask_token)  # zeros would be drawn anew
+    tensors = {f"model.{name}": value for name, value in backbone.state_dict().items()}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    (tmp_path / "config.json").write_text("[1, 2]")
+    loaded = load_backbone(tmp_path / "weights.safetensors", in_channels=None)
+    torch.testing.assert_close(loaded.state_dict(), backbone.state_dict())
 
 
 @pytest.mark.parametrize("half", [False, True])
