@@ -160,6 +160,8 @@ class Detail(nn.Module):
 
     def forward(self, crop: Tensor) -> list[Tensor]:
         """[B, 1, H, W] → one feature map for each level of the decoder, coarsest first; that of the neck leads."""
+        # One channel has no order in memory: without this the branch runs channels first, and every merge converts it.
+        crop = crop.clone(memory_format=torch.channels_last)
         features = []
         for stage in self.stages:
             crop = stage(crop)
