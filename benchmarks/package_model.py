@@ -131,7 +131,9 @@ def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[s
     """
     weights = sha256_of(model / "model.safetensors")
     settings = read_meta(model)
-    decoding = json.dumps([settings.get(key) for key in ("objective", "preprocess", "rescale", "overlap", "training")])
+    decoding = json.dumps(
+        [settings.get(key) for key in ("objective", "preprocess", "rescale", "overlap", "views", "training")]
+    )
     name = open_dataset(root, "test")[0].dataset.name
     folder = work / weights[:12] / name
     done = folder / "done.json"
@@ -217,6 +219,8 @@ def run_section(meta: dict[str, Any], model: Path, run: Path) -> str:
     info, training = model_info(model), meta.get("training", {})
     network = f"{info.backbone}, {info.parameters / 1e6:.1f} M parameters, {info.objective}"
     window = f"windows of {info.crop_size} px with {meta.get('overlap')} px of overlap"
+    if meta.get("views", 1) > 1:
+        window += f", each in {meta['views']} views"
     lines = [f"{network}, {window}; {info.bytes / 1e6:.1f} MB ({info.dtype}).", ""]
     objective = meta.get("objective", {})
     chosen = ", ".join(

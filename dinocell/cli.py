@@ -165,8 +165,11 @@ def segment(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Windows per forward pass; default: by device.")] = None,
     views: Annotated[
-        int, typer.Option(help="Average over 2, 4 or 8 turned and mirrored views: steadier, that many times slower.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Average over 1, 2, 4 or 8 turned and mirrored views: that many times slower; default: the model's."
+        ),
+    ] = None,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
     diameter: Annotated[
         str | None, typer.Option(help="Typical cell diameter, px; auto: estimated; own: keep the image's scale.")

@@ -27,7 +27,7 @@ class EvaluateArguments:
     out: str
     device: str
     with_baseline: bool
-    views: int
+    views: int | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,9 +53,8 @@ def parse(arguments: Sequence[str] | None = None) -> EvaluateArguments:
     parser.add_argument(
         "--views",
         type=int,
-        default=1,
         choices=VIEWS,
-        help="average the maps of so many turned and mirrored views: slower by as much (default: 1)",
+        help="average the maps of so many turned and mirrored views: slower by as much (default: the model's own)",
     )
     given = parser.parse_args(arguments)
     return EvaluateArguments(

@@ -44,7 +44,7 @@ def evaluate_model(
     out: str | Path = "evaluation.json",
     device: str = "auto",
     with_baseline: bool = False,
-    views: int = 1,
+    views: int | None = None,
     keep_since: float | None = None,
 ) -> dict[str, Any]:
     """Segment every image of a split, keep the label images, score them.
@@ -59,7 +59,8 @@ def evaluate_model(
         out: the JSON file, or a folder to hold evaluation.json.
         device: auto, cpu, cuda, cuda:1, …; unused where `model` is an object.
         with_baseline: also score Otsu's threshold with a watershed, which no trained model should lose to.
-        views: turned and mirrored views averaged, see `Segmenter`; unused where `model` is an object.
+        views: turned and mirrored views averaged, see `Segmenter`, None = as the model says; unused where `model` is an
+            object.
         keep_since: predictions written after this time (seconds since 1970) are scored as they are; see `predict`.
 
     Returns:
@@ -83,7 +84,7 @@ def predict(
     out: str | Path = "evaluation.json",
     device: str = "auto",
     with_baseline: bool = False,
-    views: int = 1,
+    views: int | None = None,
     shard: tuple[int, int] = (0, 1),
     keep_since: float | None = None,
 ) -> list[str]:
@@ -123,7 +124,7 @@ class _Predictions:
         self,
         model: str | Path | SegmentsImages,
         device: str,
-        views: int,
+        views: int | None,
         folder: Path,
         with_baseline: bool,
         keep_since: float | None,
@@ -168,12 +169,14 @@ class _Predictions:
         return lambda path: model.segment(path).labels
 
 
-def _name(model: str | Path | SegmentsImages, views: int) -> str:
+def _name(model: str | Path | SegmentsImages, views: int | None) -> str:
     if not isinstance(model, (str, Path)):
         return "model"
     path = Path(model)
     name = path.resolve().parent.name if path.name == "model" else path.name
-    return name if views == 1 else f"{name}, {views} views"  # other label images: kept in a folder of their own
+    if views is None:
+        return name
+    return f"{name}, {views} view{'s' if views > 1 else ''}"  # other label images: kept in a folder of their own
 
 
 def _baseline(path: Path) -> NDArray[np.int32]:

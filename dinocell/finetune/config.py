@@ -11,6 +11,7 @@ from dinocell.data.preprocess import PreprocessConfig
 from dinocell.device import Precision
 from dinocell.errors import ConfigError
 from dinocell.inference.fitting import Fit
+from dinocell.inference.views import VIEWS
 from dinocell.models import DecoderConfig
 from dinocell.objectives import ObjectiveConfig
 
@@ -213,6 +214,11 @@ class ValidateConfig:
     )
     patience: int = field(0, "validations without a better score after which training stops; 0 = never", "validations")
     max_images: int = field(0, "images scored in each validation, evenly picked; 0 = all", "images")
+    views: int = field(
+        0,
+        "1, 2, 4 or 8 turned and mirrored views whose maps are averaged, here and by the model folder that comes out; "
+        "0 = as the model in start=, else 1",
+    )
     panels: int = field(6, "images shown beside their truth in the report", "images")
     tune_decoding: bool = field(
         True,
@@ -223,6 +229,8 @@ class ValidateConfig:
     def __post_init__(self) -> None:
         for name in ("times", "patience", "max_images", "panels"):
             _at_least(f"validate.{name}", getattr(self, name), 0)
+        if self.views not in (0, *VIEWS):
+            raise ConfigError(f"validate.views: {self.views}; choose one of 0, {', '.join(map(str, VIEWS))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ def write_model_folder(
         "preprocess": dataclasses.asdict(config.preprocess),
         "objective": dataclasses.asdict(decoding),
         "overlap": config.overlap,
+        "views": config.validate.views or 1,
         "fit": config.fit,
         # Trained on images brought to one size of cells, a model wants to be shown such images.
         "rescale": "auto" if config.data.rescales and config.objective.kind == "flows" else "own",

@@ -46,6 +46,7 @@ def adopt(config: FinetuneConfig) -> FinetuneConfig:
         preprocess=from_dict(PreprocessConfig, meta.get("preprocess") or {}),
         decoder=_decoder(from_dict(DecoderConfig, meta["decoder"]), config.decoder),
         objective=from_dict(ObjectiveConfig, meta.get("objective") or {}),
+        validate=replace(config.validate, views=config.validate.views or int(meta.get("views", 1))),
         backbone=replace(
             config.backbone,
             arch=vit.arch,

@@ -18,6 +18,7 @@ from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.images import ImageStore, PreparedImage, truth_weights
 from dinocell.inference import predict_maps
 from dinocell.inference.fitting import unfit_maps
+from dinocell.inference.views import averaged
 from dinocell.metrics import ImageScores, SemanticScores, score_image, semantic_scores
 from dinocell.models import SegmentationModel
 from dinocell.objectives import Objective, ObjectiveConfig, build_objective
@@ -174,8 +175,15 @@ class Validator:
         if prepared is None:
             return None
         batch_size = 1 if device.type == "cpu" else self._config.train.batch_size
+        views, vectors = self._config.validate.views or 1, isinstance(self._objective, FlowsObjective)
         maps = predict_maps(
-            model, prepared.image, self._config.crop_size, self._config.overlap, batch_size, device, dtype
+            averaged(model, views, vectors=vectors),
+            prepared.image,
+            self._config.crop_size,
+            self._config.overlap,
+            batch_size,
+            device,
+            dtype,
         )
         size = (prepared.truth.shape[0], prepared.truth.shape[1])
         maps = maps[(slice(None), *prepared.own)]

@@ -95,7 +95,7 @@ def run(
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int | None = None,
-    views: int = 1,
+    views: int | None = None,
     skip_existing: bool = False,
     shard: Shard | None = None,
     options: SegmentOptions | None = None,

@@ -39,7 +39,7 @@ from dinocell.inference.resume import Scratch
 from dinocell.inference.scale import Estimate, estimate_diameter, is_routine, told_scale, training_diameters
 from dinocell.inference.streaming import StreamedInput
 from dinocell.inference.tiling import OVERLAP, Window, evaluating, mirrored, predict_stream, run_batch
-from dinocell.inference.views import VIEWS, AveragedViews
+from dinocell.inference.views import VIEWS, averaged
 from dinocell.models import load_model_folder
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.objectives.flows import FlowsObjective
@@ -61,8 +61,8 @@ class Segmenter:
         precision: `auto`, `float32` or `bfloat16`.
         batch_size: windows per forward; default 8 on a GPU, 1 on a CPU, where more are not faster.
         overlap: fewest pixels that two windows share; default 128, at most a quarter of the window.
-        views: turned and mirrored views of each window whose maps are averaged: 1, 2, 4 or 8. The network takes that
-            many times as long.
+        views: turned and mirrored views of each window whose maps are averaged: 1, 2, 4 or 8; the network takes that
+            many times as long. Default: what the model's config.json says, else 1.
 
     Raises:
         ConfigError: no such folder, a device that cannot be used, or another number of views.
@@ -80,11 +80,8 @@ class Segmenter:
         precision: devices.Precision = "auto",
         batch_size: int | None = None,
         overlap: int | None = None,
-        views: int = 1,
+        views: int | None = None,
     ) -> None:
-        if views not in VIEWS:
-            raise ConfigError(f"views: {views}; choose one of {', '.join(map(str, VIEWS))}")
-        self.views = views
         self.device, self.device_reason = devices.choose_device(device)
         self.dtype, self.dtype_reason = devices.choose_dtype(precision, self.device)
         if isinstance(model, nn.Module):
@@ -98,6 +95,9 @@ class Segmenter:
         self.window = int(self.meta["crop_size"])
         self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
         self.objective = from_dict(ObjectiveConfig, self.meta.get("objective") or {}, "objective")
+        self.views = views if views is not None else int(self.meta.get("views", 1))
+        if self.views not in VIEWS:
+            raise ConfigError(f"views: {self.views}; choose one of {', '.join(map(str, VIEWS))}")
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.fit: Fit = self.meta.get("fit", "tile")
         if overlap is None:
@@ -111,9 +111,7 @@ class Segmenter:
     @property
     def network(self) -> nn.Module:
         """What windows go through: the model, or its average over several views."""
-        if self.views == 1:
-            return self.model
-        return AveragedViews(self.model, self.views, vectors=self.objective.kind == "flows")
+        return averaged(self.model, self.views, vectors=self.objective.kind == "flows")
 
     def describe(self) -> str:
         """Device and number format, with the reasons, in one line."""

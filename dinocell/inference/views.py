@@ -45,3 +45,8 @@ class AveragedViews(nn.Module):
             y, x = ((y, x), (x, -y), (-y, -x), (-x, y))[turns]
             maps = torch.cat([y, -x if mirrored else x, maps[:, 2:]], dim=1)
         return maps.flip(-1) if mirrored else maps
+
+
+def averaged(model: nn.Module, views: int, *, vectors: bool) -> nn.Module:
+    """The network itself for one view, else wrapped in `AveragedViews`."""
+    return model if views == 1 else AveragedViews(model, views, vectors=vectors)

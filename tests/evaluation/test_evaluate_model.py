@@ -91,7 +91,7 @@ def test_a_model_folder_is_loaded_and_named_after_its_run(
 
 def test_views_are_averaged_and_kept_apart(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "write_report", lambda *_: None)
-    one, four = (evaluate_model("cells", dataset, out=tmp_path, device="cpu", views=views) for views in (1, 4))
+    one, four = (evaluate_model("cells", dataset, out=tmp_path, device="cpu", views=views) for views in (None, 4))
     assert (list(one["predictions"]), list(four["predictions"])) == (["cells"], ["cells, 4 views"])
     labels = [
         read_labels(tmp_path / "predictions" / name / "discs" / "a_labels.tif") for name in ("cells", "cells__4_views")

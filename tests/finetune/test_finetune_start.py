@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dinocell.finetune.hard import training_scores
 from dinocell.finetune.images import ImageStore
 from dinocell.finetune.setup import open_items
 from dinocell.finetune.start import adopt, other_split
+from dinocell.finetune.validation import Validator
 from dinocell.inference import load_model
 from dinocell.inference.packaged import find_model
 from dinocell.metrics import score_image
@@ -61,6 +63,35 @@ def test_a_step_of_no_length_gives_the_model_back(model: Path, disks_dataset: Pa
         assert metas[0][key] == metas[1][key], key
     assert metas[1]["training"]["initial_weights"] == "model"
     assert len(metas[1]["training"]["initial_weights_sha256"]) == 64
+
+
+def test_views_are_those_of_the_model_unless_the_recipe_says_otherwise(
+    model: Path, disks_dataset: Path, tmp_path: Path
+) -> None:
+    train = {"steps": 1, "batch_size": 2}
+    plain, two = ({"times": 1, "tune_decoding": False, **more} for more in ({}, {"views": 2}))
+    first = run(going_on(model, disks_dataset, tmp_path / "a", train=train, validate=two)) / "model"
+    assert load_model(model, device="cpu").views == 1 and load_model(first, device="cpu").views == 2
+    assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=plain)).validate.views == 2
+    one = {**plain, "views": 1}
+    assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=one)).validate.views == 1
+
+    # The scores in the folder are those of the averaged maps.
+    items = open_dataset(disks_dataset, "val")
+    scored = json.loads((first / "config.json").read_text())["validation"]["mean"]["loss"]
+    config = adopt(going_on(first, disks_dataset, tmp_path / "b", validate=two))
+    network, device = load_model_folder(first)[0], torch.device("cpu")
+    losses = {}
+    for views in (1, 2):
+        told = replace(config, validate=replace(config.validate, views=views))
+        validator = Validator(ImageStore(items, told, print), told.objective, told)
+        losses[views] = validator.run(network, device, torch.float32).metrics()["loss"]
+    assert losses[2] == pytest.approx(scored, rel=1e-4) and losses[1] != pytest.approx(scored, rel=1e-4)
+
+
+def test_an_impossible_number_of_views_is_named(disks_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="validate.views: 3; choose one of 0, 1, 2, 4, 8"):
+        going_on("cells", disks_dataset, tmp_path, validate={"views": 3})
 
 
 def test_a_context_branch_can_be_added_to_a_finished_model(model: Path, disks_dataset: Path, tmp_path: Path) -> None:

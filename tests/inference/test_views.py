@@ -79,3 +79,11 @@ def test_segmenting_with_views_runs_the_network_on_each():
 def test_another_number_of_views_is_refused():
     with pytest.raises(ConfigError, match="views: 3; choose one of 1, 2, 4, 8"):
         Segmenter(Gradient(), META, device="cpu", views=3)
+
+
+def test_a_model_folder_says_how_many_views_it_is_used_with():
+    two = {**META, "views": 2}
+    assert [Segmenter(Gradient(), meta, device="cpu").views for meta in (META, two)] == [1, 2]
+    assert Segmenter(Gradient(), two, device="cpu", views=1).views == 1
+    with pytest.raises(ConfigError, match="views: 5; choose one of 1, 2, 4, 8"):
+        Segmenter(Gradient(), {**META, "views": 5}, device="cpu")
