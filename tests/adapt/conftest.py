@@ -47,7 +47,7 @@ def model(labelled: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Callab
         "backbone": {"depth": 2},
         "decoder": {"neck_width": 32, "detail_width": 8},
         "objective": {"flow_error": 0.0},
-        "train": {"steps": 40, "lr": 3e-3, "clip_gradient": 1.0},
+        "train": {"steps": 100, "lr": 3e-3, "clip_gradient": 1.0},  # after 40, some CPUs' rounding finds no cell
         "validate": {"tune_decoding": True},
     }
     return run(tiny(labelled, tmp_path_factory.mktemp("adapt_model"), changes)) / "model"
