@@ -57,7 +57,7 @@ FIGURES: dict[str, list[Tile]] = {
         Tile(f"{EMBL}/xy_16bit_calibrated__nuclei_various_shapes.tif", "nuclei (16 bit)"),
         Tile(f"{PROFILER}/human_ht29_d0.tif", "HT29 nuclei (8 bit)", (100, 0)),
         Tile("unlabelled/qpi_float32/pc3_00001.tif", "PC-3, phase (float)", (100, 100)),
-        Tile(f"{NOTEBOOKS}/embryos_grey.tif", "embryos, bright field", (0, 80)),
+        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, phase"),
         Tile(f"{NOTEBOOKS}/membranes_2d.tif", "membranes"),
         Tile("unlabelled/maicrobe_saureus/saureus_phase.tif", "S. aureus, phase", (100, 200)),
         Tile("unlabelled/smear_chula_rbc12/chula_180.jpg", "red cells (JPEG)"),
@@ -65,7 +65,7 @@ FIGURES: dict[str, list[Tile]] = {
     ],
     "segment_bad": [
         Tile(f"{OMNIPOSE}/caulo_15.tif", "Caulobacter, phase"),
-        Tile(f"{OMNIPOSE}/ec_5I_t141xy5c1.tif", "E. coli, phase"),
+        Tile(f"{NOTEBOOKS}/embryos_grey.tif", "embryos, bright field", (0, 80)),
         Tile(f"{PROFILER}/drosophila_seq1_0000.tif", "wing disc (RGB)"),
         Tile(f"{EMBL}/xyc_16bit__hela-cells.tif", "HeLa (16-bit colour)", (60, 100)),
         Tile("unlabelled/smear_bccd/BloodImage_00205.jpg", "blood (JPEG)"),

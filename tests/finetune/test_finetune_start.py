@@ -90,7 +90,7 @@ def test_views_are_those_of_the_model_unless_the_recipe_says_otherwise(
 
 
 def test_an_impossible_number_of_views_is_named(disks_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="validate.views: 3; choose one of 0, 1, 2, 4, 8"):
+    with pytest.raises(ConfigError, match=r"validate\.views: 3; choose one of 0, 1, 2, 4, 8"):
         going_on("cells", disks_dataset, tmp_path, validate={"views": 3})
 
 
