@@ -316,8 +316,9 @@ class Trainer:
                 final = Validator(self.data.val, tuning.chosen, self.config)
                 self.latest = final.run(self.module, self.device, self.dtype)
                 self.output.write_model(step, self.latest, tuning.chosen, tuning)
-            elif self.latest is None:  # a finished run that is only reported again
+            elif self.latest is None:  # a finished run, called again: perhaps with other views or decoding
                 self.latest = self.validator.run(self.module, self.device, self.dtype)
+                self.output.write_model(step, self.latest, self.decoding)
         self.output.finish(self.latest, tuning)
 
     def _state(self) -> dict[str, Any]:

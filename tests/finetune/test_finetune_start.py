@@ -89,6 +89,21 @@ def test_views_are_those_of_the_model_unless_the_recipe_says_otherwise(
     assert losses[2] == pytest.approx(scored, rel=1e-4) and losses[1] != pytest.approx(scored, rel=1e-4)
 
 
+def test_a_finished_run_takes_the_views_of_a_second_call(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
+    train, folder = {"steps": 1, "batch_size": 2}, tmp_path / "a"
+    losses = {}
+    for views in (1, 2):
+        plain = {"times": 1, "tune_decoding": False, "views": views}
+        meta = json.loads(
+            (
+                run(going_on(model, disks_dataset, folder, train=train, validate=plain)) / "model" / "config.json"
+            ).read_text()
+        )
+        assert meta["views"] == views and meta["training"]["step"] == 1
+        losses[views] = meta["validation"]["mean"]["loss"]
+    assert losses[1] != pytest.approx(losses[2], rel=1e-4)
+
+
 def test_an_impossible_number_of_views_is_named(disks_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"validate\.views: 3; choose one of 0, 1, 2, 4, 8"):
         going_on("cells", disks_dataset, tmp_path, validate={"views": 3})
