@@ -40,14 +40,24 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(labelled: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., FinetuneConfig]) -> Path:
+    return trained(labelled, tmp_path_factory.mktemp("adapt_model"), tiny, detail_width=8)
+
+
+@pytest.fixture(scope="session")
+def plain_model(labelled: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., FinetuneConfig]) -> Path:
+    """Without the convolutional branch: all it knows of an image comes through the backbone."""
+    return trained(labelled, tmp_path_factory.mktemp("adapt_plain_model"), tiny, detail_width=0)
+
+
+def trained(labelled: Path, out: Path, tiny: Callable[..., FinetuneConfig], *, detail_width: int) -> Path:
     changes = {
         "crop_size": 64,
         "input_size": 64,
         "overlap": 16,
         "backbone": {"depth": 2},
-        "decoder": {"neck_width": 32, "detail_width": 8},
+        "decoder": {"neck_width": 32, "detail_width": detail_width},
         "objective": {"flow_error": 0.0},
         "train": {"steps": 100, "lr": 3e-3, "clip_gradient": 1.0},  # after 40, some CPUs' rounding finds no cell
         "validate": {"tune_decoding": True},
     }
-    return run(tiny(labelled, tmp_path_factory.mktemp("adapt_model"), changes)) / "model"
+    return run(tiny(labelled, out, changes)) / "model"
