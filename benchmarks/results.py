@@ -11,8 +11,9 @@ docs/figures from what is finished. `--part peers` or `--part ablation` trains o
 is trained. Cells made with another recipe, other steps, seconds, threads or images are kept apart.
 
 Peers are trained on each data set alone for --seconds, and so is our network; the ablation is trained on all data sets
-together for --steps. Label subsets are nested (5 % within 25 % within 100 %), chosen by seed, at least one image.
-Equal seconds are wall clock: nothing else should run on these cores. On one core: `taskset -c 0 … --threads 1`.
+together for --steps, and again with the settings of each --variant. Label subsets are nested (5 % within 25 % within
+100 %), chosen by seed, at least one image. Equal seconds are wall clock: nothing else should run on these cores. On one
+core: `taskset -c 0 … --threads 1`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +36,7 @@ from typing import Any
 import cv2
 import torch
 from finetune_curve import split_start
-from results_cells import Result, load, once, score, test_items, write_subset
+from results_cells import Result, ablation_part, load, once, score, test_items, write_subset
 from results_page import write_page
 
 from dinocell import log
@@ -128,13 +130,39 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         default=SCALES[0],
         help="what the ablation's models are shown test images at: the scale of their truth, or the models' estimate",
     )
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "KEY=VALUE"),
+        help="do the ablation once more with these settings of the recipe; repeatable",
+    )
     parser.add_argument("--minutes", type=float, default=0, help="begin no further training after this; 0 = no limit")
     given, overrides = parser.parse_known_args()
     wrong = next((text for text in overrides if text.startswith("-") or "=" not in text), None)
     if wrong:
         raise ConfigError(f"argument {wrong!r} is not known; --help lists them, settings of the recipe are key=value")
-    load_config(FinetuneConfig, given.config, overrides)  # a mistake shows before the first training
+    for settings in variants(given).values():  # a mistake shows before the first training
+        load_config(FinetuneConfig, given.config, [*overrides, *settings])
     return given, overrides
+
+
+def variants(given: argparse.Namespace) -> dict[str, list[str]]:
+    """What the ablation is called → what it changes in the recipe; first "" with nothing.
+
+    Raises:
+        ConfigError: a name is missing, taken or unfit for a file, or nothing is changed.
+    """
+    found: dict[str, list[str]] = {"": []}
+    for name, *settings in given.variant:
+        if not re.fullmatch("[a-z0-9-]+", name) or name in found or not settings:
+            shown = " ".join([name, *settings])
+            raise ConfigError(
+                f"--variant {shown}: give a new name of small letters, digits and hyphens, then key=value settings"
+            )
+        found[name] = settings
+    return found
 
 
 def cell_file(given: argparse.Namespace, name: str, *facts: object) -> Path:
@@ -282,24 +310,29 @@ def known_diameter(model: Segmenter, truth: Any, limits: DataConfig) -> float | 
 
 def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Every seed, share of the labels and start, seeds outermost: what is unfinished is then spread evenly."""
-    recipe = chosen_settings(load_config(FinetuneConfig, given.config, overrides))
-    for seed in given.seeds:
-        for fraction in sorted(given.fractions, reverse=True):
-            for start, weights in starts.items():
-                cell = f"ablation_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"
-                roots = [Path(root).resolve() for root in given.data]
-                file = cell_file(given, cell, *roots, recipe, content(weights), given.images, given.scale)
-                yield Task(
-                    part="ablation",
-                    file=file,
-                    make=lambda s=seed, f=fraction, n=start, w=weights, c=file.stem: one_ablation(
-                        given, overrides, n, w, f, s, c
-                    ),
-                )
+    roots = [Path(root).resolve() for root in given.data]
+    for variant, settings in variants(given).items():
+        changed = [*overrides, *settings]
+        recipe, part = chosen_settings(load_config(FinetuneConfig, given.config, changed)), ablation_part(variant)
+        for seed in given.seeds:
+            for fraction in sorted(given.fractions, reverse=True):
+                for start, weights in starts.items():
+                    cell = f"{part}_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"
+                    file = cell_file(given, cell, *roots, recipe, content(weights), given.images, given.scale)
+                    name = (start, weights, fraction, seed, file.stem)
+                    yield Task(part="ablation", file=file, make=partial(one_ablation, given, changed, *name, part=part))
 
 
 def one_ablation(
-    given: argparse.Namespace, overrides: list[str], start: str, weights: str, fraction: float, seed: int, cell: str
+    given: argparse.Namespace,
+    overrides: list[str],
+    start: str,
+    weights: str,
+    fraction: float,
+    seed: int,
+    cell: str,
+    *,
+    part: str = "ablation",
 ) -> list[Result]:
     """One training on a share of the labels of all data sets, scored on each test split."""
     roots = write_subset(given.data, fraction, seed, given.out / "subsets" / f"seed{seed}_{fraction:g}pc")
@@ -320,7 +353,7 @@ def one_ablation(
             "curve": [[row["step"], row["MMA"]] for row in rows],
             "run": str(folder),
         }
-        results.append(_result("ablation", start, name, fraction, seed, given.steps, items, scores, facts))
+        results.append(_result(part, start, name, fraction, seed, given.steps, items, scores, facts))
     return results
 
 

@@ -22,7 +22,7 @@ class Result:
     """One method, trained once, on one test split.
 
     Attributes:
-        part: `peers` (equal seconds) or `ablation` (equal steps).
+        part: `peers` (equal seconds), `ablation` (equal steps), or `ablation-NAME` where settings were changed.
         method: what the table calls it. dataset: name of the test data.
         fraction: per cent of the labels it was trained on. seed: of its training. budget: steps or seconds.
         images: stems, in the order of `scores`.
@@ -38,6 +38,11 @@ class Result:
     images: list[str]
     scores: list[ImageScores]
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def ablation_part(variant: str) -> str:
+    """What `Result.part` and the files of an ablation are called; `variant` is "" where nothing was changed."""
+    return f"ablation-{variant}" if variant else "ablation"
 
 
 def save(path: Path, results: Sequence[Result]) -> list[Result]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 import cv2
 import numpy as np
 import torch
 from recipes import recipe_command
-from results_cells import Result, test_items
+from results_cells import Result, ablation_part, test_items
 from results_tables import (
     ablation_tables,
     draw_labels,
@@ -27,6 +29,7 @@ from dinocell.checkpoint import atomic_write_text
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import LabelledItem
 from dinocell.data.preprocess import to_uint8
+from dinocell.finetune import FinetuneConfig
 from dinocell.models import VisionTransformer, load_backbone, load_model_folder
 from dinocell.pretrain import PretrainConfig
 from dinocell.pretrain.probes import central
@@ -38,31 +41,54 @@ PCA_SIDE = 256
 
 def write_page(given: argparse.Namespace, overrides: Sequence[str], results: list[Result], missing: list[str]) -> Path:
     """Write DOCS/results.md and DOCS/figures; returns the page."""
-    peers, ablation = ([r for r in results if r.part == part] for part in ("peers", "ablation"))
+    peers = [r for r in results if r.part == "peers"]
     lines = ["# Results", "", INTRODUCTION, "", *_state(missing)]
     if peers:
         lines += ["## Beside other methods, trained for equal seconds", "", PEERS_NOTE, ""]
         lines += [*peer_summary(peers), *peer_tables(peers)]
-    if ablation:
-        lines += _ablation(given, ablation)
+    for variant, *settings in ([""], *given.variant):
+        ablation = [r for r in results if r.part == ablation_part(variant)]
+        if ablation:
+            lines += _ablation(given, ablation, variant, settings)
     page = Path(given.docs) / "results.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(page, "\n".join([*lines, *_how(given, overrides)]).rstrip() + "\n")
     return page
 
 
-def _ablation(given: argparse.Namespace, results: list[Result]) -> list[str]:
+def _ablation(given: argparse.Namespace, results: list[Result], variant: str, settings: Sequence[str]) -> list[str]:
     """Words, figures and tables of the starts."""
     base = given.start[0].partition("=")[0]
     words = summary_words(results, base) or ["- one start only: nothing is compared."]
-    lines = ["## What stage 1 brings, at equal steps", "", ablation_note(given), "", *words, ""]
-    lines += [f"![scores over the share of the labels](figures/{_labels_figure(given, results)})", "", LABELS_NOTE, ""]
-    lines += [f"![training](figures/{_training_figure(given, results)})", "", CURVE_NOTE, ""]
-    panel = _pca_figure(given, results)
-    if panel:
+    if variant:
+        lines = [f"## The same with `{' '.join(settings)}`", "", f"{_meanings(settings)} In words, by pooled MMA:"]
+    else:
+        lines = ["## What stage 1 brings, at equal steps", "", ablation_note(given)]
+    stem = f"results_{variant}" if variant else "results"
+    folder = Path(given.docs) / "figures"
+    lines += ["", *words, ""]
+    labels, training = f"{stem}_labels.png", f"{stem}_training.png"
+    save_figure(draw_labels(results), folder / labels)
+    save_figure(draw_training(results), folder / training)
+    lines += [f"![scores over the share of the labels](figures/{labels})", "", LABELS_NOTE, ""]
+    lines += [f"![training](figures/{training})", "", CURVE_NOTE, ""]
+    if _pca_figure(given, results, folder / f"{stem}_pca.png"):
         note = PCA_NOTE.format(seed=min(r.seed for r in results))
-        lines += [f"![principal components of the patch features](figures/{panel})", "", note, ""]
+        lines += [f"![principal components of the patch features](figures/{stem}_pca.png)", "", note, ""]
     return lines + ablation_tables(results, base)
+
+
+def _meanings(settings: Sequence[str]) -> str:
+    """What the recipe says of the settings that a variant changes."""
+    return " ".join(f"`{key}`: {_meaning(FinetuneConfig, key)}." for key in (s.partition("=")[0] for s in settings))
+
+
+def _meaning(recipe: type, key: str) -> str:
+    """The documentation of a setting, by its dotted name."""
+    name, _, inner = key.partition(".")
+    if inner:
+        return _meaning(get_type_hints(recipe)[name], inner)
+    return next(str(field.metadata["doc"]) for field in dataclasses.fields(recipe) if field.name == name)
 
 
 INTRODUCTION = (
@@ -155,6 +181,7 @@ def command(given: argparse.Namespace, overrides: Sequence[str]) -> str:
     for name in ("peer_seeds", "fractions", "seeds"):
         parts.append(f"--{name.replace('_', '-')} " + " ".join(f"{value:g}" for value in getattr(given, name)))
     parts += [f"--steps {given.steps}", f"--images {given.images}", f"--scale {given.scale}"]
+    parts += [f"--variant {' '.join(variant)}" for variant in given.variant]
     parts.append(f"--threads {given.threads}")
     return " \\\n    ".join([*parts, f"--config {given.config}", *overrides, "--out runs/results"])
 
@@ -176,16 +203,8 @@ def _state(missing: list[str]) -> list[str]:
     return [f"Not finished yet, and left out below: {', '.join(f'`{name}`' for name in missing)}.", ""]
 
 
-def _labels_figure(given: argparse.Namespace, results: list[Result]) -> str:
-    return save_figure(draw_labels(results), Path(given.docs) / "figures" / "results_labels.png").name
-
-
-def _training_figure(given: argparse.Namespace, results: list[Result]) -> str:
-    return save_figure(draw_training(results), Path(given.docs) / "figures" / "results_training.png").name
-
-
-def _pca_figure(given: argparse.Namespace, results: list[Result]) -> str:
-    """Backbones before and after fine-tuning with all labels, first seed; "" where their runs are gone."""
+def _pca_figure(given: argparse.Namespace, results: list[Result], path: Path) -> bool:
+    """Draw backbones before and after fine-tuning with all labels, first seed; False where their runs are gone."""
     full = [r for r in results if r.fraction == max(x.fraction for x in results)]
     first = {r.method: r for r in sorted(full, key=lambda r: -r.seed)}
     backbones: dict[str, VisionTransformer] = {}
@@ -202,14 +221,13 @@ def _pca_figure(given: argparse.Namespace, results: list[Result]) -> str:
             before = VisionTransformer(tuned.config).eval()
         backbones |= {start: before, f"{start}, fine-tuned": tuned}
     if not backbones:
-        return ""
+        return False
     images = [_cells_in_sight(test_items(root, 1)[0]) for root in given.data]
     tokens = {name: [patch_tokens(net, image, torch.float32) for image in images] for name, net in backbones.items()}
-    path = Path(given.docs) / "figures" / "results_pca.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [Path(root).resolve().name for root in given.data]
     cv2.imwrite(str(path), pca_grid(images, names, tokens, shared=False, height=200)[..., ::-1])
-    return path.name
+    return True
 
 
 def _cells_in_sight(item: LabelledItem) -> np.ndarray:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import json
 import os
 import shlex
 import signal
@@ -188,11 +189,13 @@ def test_the_page_lists_the_command_that_makes_it(bench: Any, tmp_path: Path, mo
     line = (
         "--data /somewhere/cells --out runs/results --peer stardist=/x/bin/python --start random stage1=b.safetensors"
     )
-    line += f" --seeds 0 1 --fractions 5 100 --steps 40 --seconds 30 --docs {tmp_path} backbone.depth=2"
+    line += " --seeds 0 1 --fractions 5 100 --steps 40 --variant plain decoder.detail_width=0 --seconds 30"
+    line += f" --docs {tmp_path} backbone.depth=2"
     monkeypatch.setattr(sys, "argv", ["results.py", *shlex.split(line)])
     given, overrides = bench.results.parse()
     rows = [
-        result(bench, name, [3, 5, 4], seed=s, fraction=f)
+        result(bench, name, [3, 5, 4], seed=s, fraction=f, part=part)
+        for part in ("ablation", "ablation-plain")
         for name in ("random", "stage1")
         for s in (0, 1)
         for f in (5, 100)
@@ -203,10 +206,13 @@ def test_the_page_lists_the_command_that_makes_it(bench: Any, tmp_path: Path, mo
     command = page.split("```")[1].replace("\\\n", " ")
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     shown, shown_overrides = bench.results.parse()
-    for name in ("steps", "seconds", "seeds", "fractions", "peer_seeds", "images", "threads", "config"):
+    for name in ("steps", "seconds", "seeds", "fractions", "peer_seeds", "images", "threads", "config", "variant"):
         assert getattr(shown, name) == getattr(given, name), name
     assert shown_overrides == overrides
-    for figure in ("results_labels.png", "results_training.png"):
+    assert "## The same with `decoder.detail_width=0`" in page
+    assert "`decoder.detail_width`: width of a small convolutional branch" in page
+    for name in ("labels", "training", "plain_labels", "plain_training"):
+        figure = f"results_{name}.png"
         assert figure in page
         assert (tmp_path / "figures" / figure).stat().st_size > 1000
 
@@ -218,6 +224,9 @@ def test_the_page_lists_the_command_that_makes_it(bench: Any, tmp_path: Path, mo
         ("--part peers --peer omnipose=python", "omnipose"),
         ("train.stepps=3", "train.steps"),
         ("--stepps 3", "--stepps"),
+        ("--variant plain decoder.detail_widht=0", "decoder.detail_width"),
+        ("--variant plain --seeds 0", "--variant plain: give"),
+        ("--variant Plain/2 decoder.detail_width=0", "small letters"),
     ],
 )
 def test_a_mistake_is_found_before_the_first_training(
@@ -311,10 +320,24 @@ def test_one_training_of_the_ablation(
     bench: Any, sample: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository)
-    [found] = bench.results.one_ablation(arguments(sample, tmp_path), TINY, "random", "", 34, 0, "cell")
+    told = (arguments(sample, tmp_path), [*TINY, "decoder.detail_width=0"], "random", "", 34, 0, "cell")
+    [found] = bench.results.one_ablation(*told, part="ablation-plain")
+    assert found.part == "ablation-plain"
+    meta = json.loads((tmp_path / "runs" / "cell" / "model" / "config.json").read_text(encoding="utf-8"))
+    assert meta["decoder"]["detail_width"] == 0
     assert (found.method, found.fraction, found.budget, len(found.scores)) == ("random", 34, 2, 1)
     assert found.facts["train_images"] == 2  # a third of three, and the one val image
     assert [step for step, _ in found.facts["curve"]] == [2]
+
+
+def test_a_variant_of_the_ablation_is_kept_apart(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"--data cells --out {tmp_path} --seeds 0 --fractions 5 --variant plain decoder.detail_width=0"
+    monkeypatch.setattr(sys, "argv", ["results.py", *line.split()])
+    given, overrides = bench.results.parse()
+    first, second = bench.results.ablation_tasks(given, overrides, {"random": ""})
+    assert first.file.name.startswith("ablation_random_5pc")
+    assert second.file.name.startswith("ablation-plain_random_5pc")
+    assert first.file.stem.rpartition("_")[2] != second.file.stem.rpartition("_")[2]
 
 
 @pytest.mark.parametrize(("side", "factor"), [(10, 2.0), (24, 1.0), (96, 0.25)])
