@@ -138,6 +138,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         metavar=("NAME", "KEY=VALUE"),
         help="do the ablation once more with these settings of the recipe; repeatable",
     )
+    parser.add_argument("--variant-seeds", nargs="+", type=int, help="seeds of the variants; default: those of --seeds")
     parser.add_argument("--minutes", type=float, default=0, help="begin no further training after this; 0 = no limit")
     given, overrides = parser.parse_known_args()
     wrong = next((text for text in overrides if text.startswith("-") or "=" not in text), None)
@@ -314,7 +315,7 @@ def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict
     for variant, settings in variants(given).items():
         changed = [*overrides, *settings]
         recipe, part = chosen_settings(load_config(FinetuneConfig, given.config, changed)), ablation_part(variant)
-        for seed in given.seeds:
+        for seed in (variant and given.variant_seeds) or given.seeds:
             for fraction in sorted(given.fractions, reverse=True):
                 for start, weights in starts.items():
                     cell = f"{part}_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"

@@ -178,8 +178,9 @@ def command(given: argparse.Namespace, overrides: Sequence[str]) -> str:
     parts += [f"--peer {peer}=ENV/{peer}/bin/python" for peer in (text.partition("=")[0] for text in given.peer)]
     parts += [f"--model {Path(model).name}" for model in given.model]
     parts += [f"--start {shown}", f"--seconds {given.seconds:g}"]
-    for name in ("peer_seeds", "fractions", "seeds"):
-        parts.append(f"--{name.replace('_', '-')} " + " ".join(f"{value:g}" for value in getattr(given, name)))
+    for name in ("peer_seeds", "fractions", "seeds", "variant_seeds"):
+        if getattr(given, name):
+            parts.append(f"--{name.replace('_', '-')} " + " ".join(f"{value:g}" for value in getattr(given, name)))
     parts += [f"--steps {given.steps}", f"--images {given.images}", f"--scale {given.scale}"]
     parts += [f"--variant {' '.join(variant)}" for variant in given.variant]
     parts.append(f"--threads {given.threads}")

@@ -189,8 +189,8 @@ def test_the_page_lists_the_command_that_makes_it(bench: Any, tmp_path: Path, mo
     line = (
         "--data /somewhere/cells --out runs/results --peer stardist=/x/bin/python --start random stage1=b.safetensors"
     )
-    line += " --seeds 0 1 --fractions 5 100 --steps 40 --variant plain decoder.detail_width=0 --seconds 30"
-    line += f" --docs {tmp_path} backbone.depth=2"
+    line += " --seeds 0 1 --fractions 5 100 --steps 40 --variant plain decoder.detail_width=0 --variant-seeds 1"
+    line += f" --seconds 30 --docs {tmp_path} backbone.depth=2"
     monkeypatch.setattr(sys, "argv", ["results.py", *shlex.split(line)])
     given, overrides = bench.results.parse()
     rows = [
@@ -206,7 +206,18 @@ def test_the_page_lists_the_command_that_makes_it(bench: Any, tmp_path: Path, mo
     command = page.split("```")[1].replace("\\\n", " ")
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     shown, shown_overrides = bench.results.parse()
-    for name in ("steps", "seconds", "seeds", "fractions", "peer_seeds", "images", "threads", "config", "variant"):
+    for name in (
+        "steps",
+        "seconds",
+        "seeds",
+        "fractions",
+        "peer_seeds",
+        "images",
+        "threads",
+        "config",
+        "variant",
+        "variant_seeds",
+    ):
         assert getattr(shown, name) == getattr(given, name), name
     assert shown_overrides == overrides
     assert "## The same with `decoder.detail_width=0`" in page
@@ -331,13 +342,19 @@ def test_one_training_of_the_ablation(
 
 
 def test_a_variant_of_the_ablation_is_kept_apart(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = f"--data cells --out {tmp_path} --seeds 0 --fractions 5 --variant plain decoder.detail_width=0"
+    line = f"--data cells --out {tmp_path} --seeds 0 1 --variant-seeds 1 --fractions 5"
+    line += " --variant plain decoder.detail_width=0"
     monkeypatch.setattr(sys, "argv", ["results.py", *line.split()])
     given, overrides = bench.results.parse()
-    first, second = bench.results.ablation_tasks(given, overrides, {"random": ""})
-    assert first.file.name.startswith("ablation_random_5pc")
-    assert second.file.name.startswith("ablation-plain_random_5pc")
-    assert first.file.stem.rpartition("_")[2] != second.file.stem.rpartition("_")[2]
+    names = [
+        task.file.stem.rpartition("_")[::2] for task in bench.results.ablation_tasks(given, overrides, {"random": ""})
+    ]
+    cells = [
+        f"{part}_random_5pc_seed{seed}_300steps"
+        for part, seed in (("ablation", 0), ("ablation", 1), ("ablation-plain", 1))
+    ]
+    assert [name for name, _ in names] == cells
+    assert names[0][1] == names[1][1] != names[2][1]
 
 
 @pytest.mark.parametrize(("side", "factor"), [(10, 2.0), (24, 1.0), (96, 0.25)])
