@@ -153,7 +153,8 @@ def _how(given: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
 HOW_NOTE = (
     "It goes on where it was stopped. `DATA` is the folder of the data sets, `ENV` that of the peers' environments "
     "([benchmarks/peers/README.md](../benchmarks/peers/README.md)); a backbone for `--start` comes from "
-    "`ssl/train.py` and `ssl/export_backbone.py`, its crops from `dinocell curate`."
+    "`ssl/train.py` and `ssl/export_backbone.py`, its crops from `dinocell curate`, for instance as in the card of "
+    "[`cells`](../dinocell/models/packaged/cells/README.md)."
 )
 
 
