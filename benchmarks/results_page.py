@@ -103,8 +103,9 @@ PEERS_NOTE = (
     "Each method is trained on the train split of one data set alone, from random weights unless the row says "
     "otherwise, on this machine and for the same seconds of wall clock; its thresholds are chosen on the val split. A "
     "finished model (`model`) was trained elsewhere, on more images and for longer. Seconds an image are those of "
-    "segmenting the test images one after the other (ours read the file within them). A few minutes tell who learns "
-    "fast, not who is best in the end: a score of 0 means that nothing had been learnt by then."
+    "segmenting the test images one after the other (ours read the file within them). Ours compute in bfloat16 where "
+    "the machine is fast at it, the peers in float32. A few minutes tell who learns fast, not who is best in the end: "
+    "a score of 0 means that nothing had been learnt by then."
 )
 ABLATION_NOTE = (
     "The same network and recipe from different starting weights, trained for {steps} steps on {shares} % of the "
