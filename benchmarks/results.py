@@ -22,7 +22,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from typing import Any
 import cv2
 import torch
 from finetune_curve import split_start
-from results_cells import Result, ablation_part, load, once, score, test_items, write_subset
+from results_cells import Result, ablation_part, load, once, score, test_items, variants, write_subset
 from results_page import write_page
 
 from dinocell import log
@@ -138,32 +137,14 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         metavar=("NAME", "KEY=VALUE"),
         help="do the ablation once more with these settings of the recipe; repeatable",
     )
-    parser.add_argument("--variant-seeds", nargs="+", type=int, help="seeds of the variants; default: those of --seeds")
     parser.add_argument("--minutes", type=float, default=0, help="begin no further training after this; 0 = no limit")
     given, overrides = parser.parse_known_args()
     wrong = next((text for text in overrides if text.startswith("-") or "=" not in text), None)
     if wrong:
         raise ConfigError(f"argument {wrong!r} is not known; --help lists them, settings of the recipe are key=value")
-    for settings in variants(given).values():  # a mistake shows before the first training
+    for settings in variants(given.variant).values():  # a mistake shows before the first training
         load_config(FinetuneConfig, given.config, [*overrides, *settings])
     return given, overrides
-
-
-def variants(given: argparse.Namespace) -> dict[str, list[str]]:
-    """What the ablation is called → what it changes in the recipe; first "" with nothing.
-
-    Raises:
-        ConfigError: a name is missing, taken or unfit for a file, or nothing is changed.
-    """
-    found: dict[str, list[str]] = {"": []}
-    for name, *settings in given.variant:
-        if not re.fullmatch("[a-z0-9-]+", name) or name in found or not settings:
-            shown = " ".join([name, *settings])
-            raise ConfigError(
-                f"--variant {shown}: give a new name of small letters, digits and hyphens, then key=value settings"
-            )
-        found[name] = settings
-    return found
 
 
 def cell_file(given: argparse.Namespace, name: str, *facts: object) -> Path:
@@ -312,10 +293,10 @@ def known_diameter(model: Segmenter, truth: Any, limits: DataConfig) -> float | 
 def ablation_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
     """Every seed, share of the labels and start, seeds outermost: what is unfinished is then spread evenly."""
     roots = [Path(root).resolve() for root in given.data]
-    for variant, settings in variants(given).items():
+    for variant, settings in variants(given.variant).items():
         changed = [*overrides, *settings]
         recipe, part = chosen_settings(load_config(FinetuneConfig, given.config, changed)), ablation_part(variant)
-        for seed in (variant and given.variant_seeds) or given.seeds:
+        for seed in given.seeds:
             for fraction in sorted(given.fractions, reverse=True):
                 for start, weights in starts.items():
                     cell = f"{part}_{start}_{fraction:g}pc_seed{seed}_{given.steps}steps"
@@ -333,7 +314,7 @@ def one_ablation(
     seed: int,
     cell: str,
     *,
-    part: str = "ablation",
+    part: str,
 ) -> list[Result]:
     """One training on a share of the labels of all data sets, scored on each test split."""
     roots = write_subset(given.data, fraction, seed, given.out / "subsets" / f"seed{seed}_{fraction:g}pc")

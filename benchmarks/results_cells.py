@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from dinocell.checkpoint import atomic_write_text
 from dinocell.data.io import read_labels
 from dinocell.data.labelled import LabelledItem, open_dataset
+from dinocell.errors import ConfigError
 from dinocell.metrics import ImageScores, score_image
 
 
@@ -38,6 +40,23 @@ class Result:
     images: list[str]
     scores: list[ImageScores]
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def variants(told: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """What `--variant` calls an ablation → what it changes in the recipe; first "" with nothing.
+
+    Raises:
+        ConfigError: a name is missing, taken or unfit for a file, or nothing is changed.
+    """
+    found: dict[str, list[str]] = {"": []}
+    for name, *settings in told:
+        if not re.fullmatch("[a-z0-9-]+", name) or name in found or not settings:
+            shown = " ".join([name, *settings])
+            raise ConfigError(
+                f"--variant {shown}: give a new name of small letters, digits and hyphens, then key=value settings"
+            )
+        found[name] = settings
+    return found
 
 
 def ablation_part(variant: str) -> str:

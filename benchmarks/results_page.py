@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_type_hints
 
 import cv2
 import numpy as np
 import torch
 from recipes import recipe_command
-from results_cells import Result, ablation_part, test_items
+from results_cells import Result, ablation_part, test_items, variants
 from results_tables import (
     ablation_tables,
     draw_labels,
@@ -26,6 +24,7 @@ from results_tables import (
 )
 
 from dinocell.checkpoint import atomic_write_text
+from dinocell.config import leaves
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.data.labelled import LabelledItem
 from dinocell.data.preprocess import to_uint8
@@ -46,7 +45,7 @@ def write_page(given: argparse.Namespace, overrides: Sequence[str], results: lis
     if peers:
         lines += ["## Beside other methods, trained for equal seconds", "", PEERS_NOTE, ""]
         lines += [*peer_summary(peers), *peer_tables(peers)]
-    for variant, *settings in ([""], *given.variant):
+    for variant, settings in variants(given.variant).items():
         ablation = [r for r in results if r.part == ablation_part(variant)]
         if ablation:
             lines += _ablation(given, ablation, variant, settings)
@@ -80,15 +79,8 @@ def _ablation(given: argparse.Namespace, results: list[Result], variant: str, se
 
 def _meanings(settings: Sequence[str]) -> str:
     """What the recipe says of the settings that a variant changes."""
-    return " ".join(f"`{key}`: {_meaning(FinetuneConfig, key)}." for key in (s.partition("=")[0] for s in settings))
-
-
-def _meaning(recipe: type, key: str) -> str:
-    """The documentation of a setting, by its dotted name."""
-    name, _, inner = key.partition(".")
-    if inner:
-        return _meaning(get_type_hints(recipe)[name], inner)
-    return next(str(field.metadata["doc"]) for field in dataclasses.fields(recipe) if field.name == name)
+    fields = dict(leaves(FinetuneConfig))
+    return " ".join(f"`{key}`: {fields[key].metadata['doc']}." for key in (s.partition("=")[0] for s in settings))
 
 
 INTRODUCTION = (
@@ -180,9 +172,8 @@ def command(given: argparse.Namespace, overrides: Sequence[str]) -> str:
     parts += [f"--peer {peer}=ENV/{peer}/bin/python" for peer in (text.partition("=")[0] for text in given.peer)]
     parts += [f"--model {Path(model).name}" for model in given.model]
     parts += [f"--start {shown}", f"--seconds {given.seconds:g}"]
-    for name in ("peer_seeds", "fractions", "seeds", "variant_seeds"):
-        if getattr(given, name):
-            parts.append(f"--{name.replace('_', '-')} " + " ".join(f"{value:g}" for value in getattr(given, name)))
+    for name in ("peer_seeds", "fractions", "seeds"):
+        parts.append(f"--{name.replace('_', '-')} " + " ".join(f"{value:g}" for value in getattr(given, name)))
     parts += [f"--steps {given.steps}", f"--images {given.images}", f"--scale {given.scale}"]
     parts += [f"--variant {' '.join(variant)}" for variant in given.variant]
     parts.append(f"--threads {given.threads}")

@@ -317,8 +317,7 @@ def _style(ax: Any, title: str, xlabel: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    return path

@@ -151,7 +151,7 @@ def _deep_merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_keys(cls: type, mapping: Mapping[str, Any], origin: str) -> None:
-    problems = list(_key_problems(cls, mapping, "", dict(_leaves(cls))))
+    problems = list(_key_problems(cls, mapping, "", dict(leaves(cls))))
     if problems:
         raise ConfigError(f"{origin}: " + "; ".join(problems))
 
@@ -201,7 +201,7 @@ def _nearest_file(path: Path) -> str:
 def _check_required(cls: type, merged: Any, origin: str) -> None:
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
-        docs = dict(_leaves(cls))
+        docs = dict(leaves(cls))
         told = "; ".join(f"{name!r} is required ({docs[name].metadata['doc']}): give {name}=…" for name in missing)
         raise ConfigError(f"{origin}: {told}")
 
@@ -239,12 +239,13 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"{key}: {first_line}" if key else first_line
 
 
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Every setting by its dotted name, with its field: `metadata` holds `doc` and `unit`."""
     hints = get_type_hints(cls)
     for item in dataclasses.fields(cls):
         hint = hints[item.name]
         if dataclasses.is_dataclass(hint):
-            yield from _leaves(typing.cast(type, hint), f"{prefix}{item.name}.")
+            yield from leaves(typing.cast(type, hint), f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", item
 
@@ -270,7 +271,7 @@ def type_name(hint: Any) -> str:
 def describe(cls: type) -> str:
     """Every field with its type, default, unit and meaning, one paragraph each."""
     lines = []
-    for name, item in _leaves(cls):
+    for name, item in leaves(cls):
         hint: Any = cls
         for part in name.split("."):
             hint = get_type_hints(hint)[part]
@@ -341,7 +342,7 @@ def help_text(cls: type, description: str) -> str:
 
 def switches(cls: type) -> dict[str, str]:
     """Options for the settings that are off by default: `--auto-batch` → `train.auto_batch=true`."""
-    off = [name for name, item in _leaves(cls) if item.default is False]
+    off = [name for name, item in leaves(cls) if item.default is False]
     return {f"--{name.rsplit('.', 1)[-1].replace('_', '-')}": f"{name}=true" for name in off}
 
 

@@ -94,11 +94,8 @@ def test_a_finished_run_takes_the_views_of_a_second_call(model: Path, disks_data
     losses = {}
     for views in (1, 2):
         plain = {"times": 1, "tune_decoding": False, "views": views}
-        meta = json.loads(
-            (
-                run(going_on(model, disks_dataset, folder, train=train, validate=plain)) / "model" / "config.json"
-            ).read_text()
-        )
+        trained = run(going_on(model, disks_dataset, folder, train=train, validate=plain))
+        meta = json.loads((trained / "model" / "config.json").read_text())
         assert meta["views"] == views and meta["training"]["step"] == 1
         losses[views] = meta["validation"]["mean"]["loss"]
     assert losses[1] != pytest.approx(losses[2], rel=1e-4)
