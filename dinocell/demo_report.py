@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinocell import log
+from dinocell.curation.manifest import read_rows
 from dinocell.data.io import read_image, read_labels, to_gray
 from dinocell.report import Report, error_map, overlay, panel, pca_panel, to_rgb
 
@@ -73,8 +73,7 @@ def _comparison(path: Path, predictions: Path) -> np.ndarray:
 
 def _stage_one(report: Report, out: Path) -> None:
     report.heading("Stage 1: learning from unlabelled crops")
-    with (out / "crops" / "manifest.csv").open(encoding="utf-8", newline="") as file:
-        crops = [row["crop"] for row in csv.DictReader(file) if row["status"] == "kept"]
+    crops = [row["crop"] for row in read_rows(out / "crops" / "manifest.csv") if row["status"] == "kept"]
     pictures = [(out / "crops" / crop, Path(crop).stem) for crop in crops[:: max(len(crops) // 8, 1)][:8]]
     report.gallery(pictures, f"{len(crops)} crops chosen by Laplacian variance; some of them")
     rows = log.read_metrics(out / "pretrain" / "metrics.jsonl", "train")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from dinocell import log
 from dinocell.adapt.scale import AsItIs, scaled
 from dinocell.checkpoint import atomic_write_bytes, atomic_write_text
+from dinocell.curation.manifest import read_rows
 from dinocell.data.io import read_image, to_gray
 from dinocell.errors import DataError
 from dinocell.inference import SegmentationResult, Segmenter
@@ -69,8 +69,8 @@ def chosen_crops(crops: Path, seed: int) -> tuple[list[Path], int]:
 
     Crops of one source image follow each other, so that val ends between two sources (unless there is only one).
     """
-    with (crops / "manifest.csv").open(encoding="utf-8", newline="") as file:
-        rows = sorted((row["crop"], row["source"]) for row in csv.DictReader(file) if row["status"] == "kept")
+    manifest = read_rows(crops / "manifest.csv")
+    rows = sorted((row["crop"], row["source"]) for row in manifest if row["status"] == "kept")
     if len(rows) < 2:
         raise DataError(f"{crops}: curation kept {len(rows)} crops; the reasons are in rejected.csv; give more images")
     rng = np.random.default_rng(seed)
