@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     # Only the library: the script folders (ssl/ above all) must never be installed as packages.
     packages=find_packages(include=["dinocell", "dinocell.*"]),
-    package_data={"dinocell": ["py.typed", "recipes/*.yaml", "napari/napari.yaml", "models/packaged/*/*"]},
+    package_data={"dinocell": ["py.typed", "napari/napari.yaml", "models/packaged/*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",

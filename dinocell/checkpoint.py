@@ -31,14 +31,7 @@ _NAME = re.compile(r"step_(\d+)\.pt$")
 def sha256_of(path: str | Path) -> str:
     """Hex SHA-256 of a file."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:

@@ -32,7 +32,6 @@ class World:
     """This process's place among all of them."""
 
     rank: int = 0
-    local_rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     device_reason: str = "no GPU found"
@@ -64,9 +63,7 @@ def setup(device: str = "auto") -> World:
         torch.cuda.set_device(chosen)
     if size > 1:
         _join(launcher, rank, size, "nccl" if chosen.type == "cuda" else "gloo", chosen)
-    _world = World(
-        rank=rank, local_rank=local_rank, world_size=size, device=chosen, device_reason=reason, launcher=launcher
-    )
+    _world = World(rank=rank, world_size=size, device=chosen, device_reason=reason, launcher=launcher)
     atexit.register(cleanup)
     return _world
 

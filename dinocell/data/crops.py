@@ -1,4 +1,4 @@
-"""Crops for training and inference: short side up to the crop, then a window."""
+"""Resizing of images and labels, and the scale that brings the short side up to the crop."""
 
 from __future__ import annotations
 
@@ -43,29 +43,3 @@ def resize_labels(labels: Array, size: tuple[int, int]) -> Array:
 def scale_to_cover(image: Array, crop: int) -> Array:
     """Image (H, W) whose short side is at least `crop` (paper §3.3: scaled up, aspect kept)."""
     return resize_image(image, cover_size((image.shape[0], image.shape[1]), crop))
-
-
-def random_window(shape: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top-left corner (y, x) of a uniformly random `crop`² window inside `shape`.
-
-    Raises:
-        ValueError: the image is smaller than the crop; `scale_to_cover` comes first.
-    """
-    _check(shape, crop)
-    return int(rng.integers(shape[0] - crop + 1)), int(rng.integers(shape[1] - crop + 1))
-
-
-def centred_window(shape: tuple[int, int], crop: int) -> tuple[int, int]:
-    """Top-left corner (y, x) of the centred `crop`² window; errors as `random_window`."""
-    _check(shape, crop)
-    return (shape[0] - crop) // 2, (shape[1] - crop) // 2
-
-
-def take(array: Array, y: int, x: int, crop: int) -> Array:
-    """View of the window (…, crop, crop) whose corner is (y, x); leading axes are kept."""
-    return array[..., y : y + crop, x : x + crop]
-
-
-def _check(shape: tuple[int, int], crop: int) -> None:
-    if min(shape) < crop:
-        raise ValueError(f"image of {shape} is smaller than the crop of {crop}")

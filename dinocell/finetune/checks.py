@@ -32,7 +32,6 @@ class ImageFacts:
         rescaled: side at the training scale over that in the file.
         cells: number of labels. diameters: of circles of equal area.
         labelled: share of pixels with a label.
-        longest_side: of any cell's box.
         pieces: connected components of the foreground.
         fragmented: share of the cells that consist of several pieces.
         alignment: whether mask outlines lie on the image's edges, and if not, what would.
@@ -46,7 +45,6 @@ class ImageFacts:
     cells: int
     diameters: NDArray[np.float64]
     labelled: float
-    longest_side: int
     pieces: int
     fragmented: float
     alignment: Alignment
@@ -84,7 +82,6 @@ def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
     """Measure one image."""
     image, labels = prepared.image[prepared.own], prepared.labels[prepared.own]
     areas = np.bincount(labels.ravel())[1:]
-    sides = prepared.boxes[:, 2:] - prepared.boxes[:, :2]
     return ImageFacts(
         dataset=dataset,
         stem=stem,
@@ -93,7 +90,6 @@ def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
         cells=len(areas),
         diameters=2.0 * np.sqrt(areas / np.pi),
         labelled=float((labels > 0).mean()),
-        longest_side=int(sides.max()) if len(sides) else 0,
         pieces=int(ndimage.label(labels > 0)[1]),
         fragmented=_fragmented_share(labels, prepared.boxes),
         alignment=align(image, labels),

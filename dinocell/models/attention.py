@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, Literal, assert_never, get_args
+from typing import Any, Literal, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from dinocell.models.cpu_attention import cpu_attention
 
 Backend = Literal["sdpa", "varlen", "xformers"]
 Groups = Sequence[tuple[int, int]]
-BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, groups: int = 2) -> tuple[Backend, str]:

@@ -33,7 +33,6 @@ from dinocell.pretrain.student_teacher import network_input
 NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of a neighbour's vote, as DINO's kNN evaluation
 RIDGE = 1e-2  # share of the mean variance added to the covariance of the linear probe
-PATCHES_PER_IMAGE = 256
 MIN_PATCHES = 20  # of each class, among the references and among the queries
 
 

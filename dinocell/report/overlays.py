@@ -65,15 +65,6 @@ def contours(labels: NDArray[Any], thickness: int = 1) -> NDArray[np.bool_]:
     return _edges(_compact(labels)[0], thickness)
 
 
-def cell_colours(labels: NDArray[Any]) -> UInt8:
-    """Give each cell a colour that differs from the colours of the cells near it.
-
-    Returns:
-        (n + 1, 3) uint8, indexed by the rank of a label among the labels present; row 0 (background) is black.
-    """
-    return _colours(*_compact(labels))
-
-
 def overlay(image: NDArray[Any], labels: NDArray[Any], *, thickness: int | None = None, fill: float = 0.0) -> UInt8:
     """Draw the outline of every cell on the image, in a colour its neighbours do not have.
 

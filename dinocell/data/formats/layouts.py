@@ -49,7 +49,7 @@ def find_pairs(config: PrepareConfig) -> tuple[list[Pair], list[Refusal]]:
         case "coco":
             found, refused = coco.find(root, config.annotations, config.images, config.leave_out)
         case "tyc":
-            found = list(published.find_tyc(root, _files(root, config.images)))
+            found = list(published.find_tyc(_files(root, config.images)))
         case "nd2_masks":
             found = list(published.find_nd2_masks(_files(root, config.images)))
     if not found and not refused:
@@ -88,7 +88,7 @@ def _with_mask(image: Path, mask: Path, config: PrepareConfig) -> list[Found]:
         case "rois":
             return [Found(image=image, labels=partial(published.polygons, mask, image))]
         case "binary":
-            return [Found(image=image, labels=partial(_components, mask, config))]
+            return [Found(image=image, labels=partial(_components, mask))]
     frames = _pages(mask)
     if frames > 1 and frames == _pages(image):
         return [
@@ -184,7 +184,7 @@ def _instances(mask: Path, config: PrepareConfig, frame: int | None = None) -> t
     return labels.astype(np.int32), []
 
 
-def _components(mask: Path, config: PrepareConfig) -> tuple[Labels, list[str]]:
+def _components(mask: Path) -> tuple[Labels, list[str]]:
     image = read_image(mask)
     plane = image.array[..., :3].max(axis=-1) if "S" in image.axes else np.squeeze(image.array)
     if plane.ndim != 2:

@@ -75,7 +75,7 @@ def cells_of_tyc(mask: Path, classes: Path) -> tuple[Labels, list[str]]:
     return np.where(np.isin(array, cells), array, 0).astype(np.int32), [f"{traps} traps left out"] if traps else []
 
 
-def find_tyc(root: Path, images: list[Path]) -> Iterator[Found]:
+def find_tyc(images: list[Path]) -> Iterator[Found]:
     """SPLIT/images/STEM.tif with SPLIT/labels/masks/STEM.png and SPLIT/labels/classes/STEM.json."""
     for image in images:
         labels = image.parent.parent / "labels"
