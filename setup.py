@@ -15,7 +15,7 @@ class BuildWithPresets(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            presets = Path(self.build_lib, "dinocell", "data", "formats", "presets")
+            presets = Path(self.build_lib, "dinocell", "datasets", "prepare", "presets")
             presets.mkdir(parents=True, exist_ok=True)
             for recipe in sorted((HERE / "data_curation" / "configs").glob("*.yaml")):
                 shutil.copyfile(recipe, presets / recipe.name)
@@ -82,7 +82,7 @@ setup(
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={
-        "console_scripts": ["dinocell = dinocell.cli:main"],
+        "console_scripts": ["dinocell = dinocell.cli.app:main"],
         "napari.manifest": ["dinocell = dinocell.napari:napari.yaml"],
     },
     classifiers=[

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from dinocell.pretrain.augment import crop_window, multi_crop, sample_rng
 from dinocell.pretrain.config import AugmentConfig
+from dinocell.pretrain.data.augment import crop_window, multi_crop, sample_rng
 
 IMAGES, REPEATS = 6, 3
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)[:, None, None]

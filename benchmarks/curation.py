@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from dinocell.curation import CurateConfig, best_crop, run
 from dinocell.curation.sources import Source, find_sources
-from dinocell.data.io import read_series
+from dinocell.images.read import read_series
 
 REPEATS = 10
 

@@ -25,15 +25,17 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dinocell import log
-from dinocell.checkpoint import atomic_write_text
-from dinocell.config import load
-from dinocell.data.baseline import otsu_watershed
-from dinocell.data.io import read_image, to_gray
-from dinocell.errors import ConfigError, run_main
+from dinocell.core import log
+from dinocell.core.config import load
+from dinocell.core.errors import ConfigError, run_main
+from dinocell.core.files import atomic_write_text
 from dinocell.evaluation import evaluate_model
+from dinocell.evaluation.baseline import otsu_watershed
 from dinocell.finetune import FinetuneConfig, run
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.read import read_image
 from dinocell.report.charts import PALETTE
+from dinocell.training.progress import read_metrics
 
 SHOWN = ("MMA", "SEG", "DET", "AP50")
 BASELINE = "Otsu + watershed"
@@ -130,7 +132,7 @@ def train_and_score(
 def training_facts(folder: Path) -> dict[str, Any]:
     """Minutes trained, the step that was kept, the chosen decoding and the score on the val split."""
     meta = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
-    train = log.read_metrics(folder / "metrics.jsonl", "train")
+    train = read_metrics(folder / "metrics.jsonl", "train")
     return {
         "minutes": train[-1]["seconds"] / 60 if train else 0.0,
         "kept_step": meta["training"]["step"],

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from fvcore.nn import FlopCountAnalysis
 
-from dinocell.config import load
-from dinocell.device import autocast, choose_device, choose_dtype
-from dinocell.errors import run_main
+from dinocell.core.config import load
+from dinocell.core.device import autocast, choose_device, choose_dtype
+from dinocell.core.errors import run_main
 from dinocell.finetune import FinetuneConfig
-from dinocell.finetune.dataset import CropDataset
-from dinocell.finetune.images import ImageStore, PreparedImage, cell_boxes
-from dinocell.finetune.loader import collate
-from dinocell.finetune.model import build_model, optimizer_groups
-from dinocell.finetune.sampler import SampleOrder, sample_rng
+from dinocell.finetune.data.crops import CropDataset
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage, cell_boxes
+from dinocell.finetune.data.loader import collate
+from dinocell.finetune.data.sampler import SampleOrder, sample_rng
+from dinocell.finetune.network import build_model, optimizer_groups
 from dinocell.objectives import build_objective
-from dinocell.optim import adamw, set_schedule
+from dinocell.training.optim import adamw, set_schedule
 
 REPEATS = 3
 

@@ -26,8 +26,9 @@ from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dinocell.data.io import read_labels
-from dinocell.objectives.flows import decode_flows, masks_to_flows
+from dinocell.labels.files import read_labels
+from dinocell.objectives.flows.objective import decode_flows
+from dinocell.objectives.flows.targets import masks_to_flows
 
 PEER = Path(__file__).parent / "peers" / "objectives_cellpose.py"
 SPACING = 34  # px between cell centres: 900 cells in 1024²

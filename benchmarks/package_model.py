@@ -32,16 +32,17 @@ from typing import Any
 
 from recipes import recipe_command
 
-from dinocell import log
-from dinocell.checkpoint import atomic_write_text, sha256_of
-from dinocell.config import load as load_config
-from dinocell.data.labelled import open_dataset
-from dinocell.errors import ConfigError, DataError, run_main
+from dinocell.core import log
+from dinocell.core.config import load as load_config
+from dinocell.core.errors import ConfigError, DataError, run_main
+from dinocell.core.files import atomic_write_text, sha256_of
+from dinocell.datasets.labelled import open_dataset
 from dinocell.evaluation import evaluate_model
 from dinocell.finetune import FinetuneConfig
-from dinocell.inference import load_model
-from dinocell.inference.packaged import find_model, model_info
 from dinocell.models import halve_model_folder
+from dinocell.models.packaged import find_model, model_info
+from dinocell.segmentation import load_model
+from dinocell.training.progress import read_metrics
 
 SCORES = ("MMA", "SEG", "DET", "AP50", "AP75", "PQ")
 SHOWN = ("MMA", "SEG", "DET", "AP50")
@@ -231,7 +232,7 @@ def run_section(meta: dict[str, Any], model: Path, run: Path) -> str:
         data = f"data.root=[{','.join(f'DATA/{Path(root).name}' for root in roots)}]"
         command = recipe_command("finetune/train.py", FinetuneConfig, run / "config.yaml", [data, "output_dir=RUN"])
         lines += ["```", command, "```", ""]
-    rows = log.read_metrics(run / "metrics.jsonl", "train")
+    rows = read_metrics(run / "metrics.jsonl", "train")
     took = f"{rows[-1]['seconds'] / 3600:.1f} h, {rows[-1]['step']} steps; " if rows and "seconds" in rows[-1] else ""
     lines.append(
         f"{took}the model of step {training.get('step')} was kept; seed {training.get('seed')}, started from "

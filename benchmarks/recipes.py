@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from dinocell.config import flatten, load, to_dict
+from dinocell.core.config import flatten, load, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE_KEYS = ("data.root", "output_dir", "data.workers", "data.cache_gb", "log_every", "checkpoint_every")

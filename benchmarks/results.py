@@ -38,17 +38,19 @@ from finetune_curve import split_start
 from results_cells import Result, ablation_part, load, once, score, test_items, variants, write_subset
 from results_page import write_page
 
-from dinocell import log
-from dinocell.checkpoint import sha256_of, stopped_by
-from dinocell.config import flatten, to_dict
-from dinocell.config import load as load_config
-from dinocell.data.io import read_labels
-from dinocell.errors import ConfigError, DataError, run_main
+from dinocell.core import log
+from dinocell.core.config import flatten, to_dict
+from dinocell.core.config import load as load_config
+from dinocell.core.errors import ConfigError, DataError, run_main
+from dinocell.core.files import sha256_of
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.config import DataConfig
-from dinocell.finetune.images import rescaled_size
-from dinocell.inference import Segmenter, load_model
-from dinocell.inference.packaged import find_model
+from dinocell.finetune.data.image_store import rescaled_size
+from dinocell.labels.files import read_labels
+from dinocell.models.packaged import find_model
+from dinocell.segmentation import Segmenter, load_model
+from dinocell.training.progress import read_metrics
+from dinocell.training.signals import stopped_by
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"otsu": "train_otsu.py", "cellpose3": "train_cellpose3.py", "stardist": "train_stardist.py"}
@@ -240,7 +242,7 @@ def ours_in_seconds(
     """Our network on one data set for `--seconds`, validations included; scored as it comes."""
     budget = [f"train.minutes={given.seconds / 60}", "train.steps=1000000", "validate.times=4"]
     folder = train(given, overrides, [root], weights, seed, given.out / "runs" / cell, budget)
-    seconds = log.read_metrics(folder / "metrics.jsonl", "train")[-1]["seconds"]
+    seconds = read_metrics(folder / "metrics.jsonl", "train")[-1]["seconds"]
     items, name = test_items(root, 0), Path(root).resolve().name
     scores, speed = segment_and_score(load_model(folder / "model"), items)
     facts = {"train_seconds": seconds, "seconds_per_image": speed, "version": Path(given.config).stem}
@@ -326,8 +328,8 @@ def one_ablation(
     for root in given.data:
         name, items = Path(root).resolve().name, test_items(root, given.images)
         scores, speed = segment_and_score(model, items, limits)
-        rows = log.read_metrics(folder / "metrics.jsonl", f"val/{dataset_name(root)}")
-        rows = rows or log.read_metrics(folder / "metrics.jsonl", "val")
+        rows = read_metrics(folder / "metrics.jsonl", f"val/{dataset_name(root)}")
+        rows = rows or read_metrics(folder / "metrics.jsonl", "val")
         subset = given.out / "subsets" / f"seed{seed}_{fraction:g}pc" / name
         facts = {
             "seconds_per_image": speed,
@@ -341,7 +343,7 @@ def one_ablation(
 
 def dataset_name(root: str | Path) -> str:
     """What dataset.yaml calls the data set, which is how the log names its validations."""
-    from dinocell.data.labelled import read_info
+    from dinocell.datasets.labelled import read_info
 
     return read_info(Path(root)).name
 

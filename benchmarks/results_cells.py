@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dinocell.checkpoint import atomic_write_text
-from dinocell.data.io import read_labels
-from dinocell.data.labelled import LabelledItem, open_dataset
-from dinocell.errors import ConfigError
+from dinocell.core.errors import ConfigError
+from dinocell.core.files import atomic_write_text
+from dinocell.datasets.labelled import LabelledItem, open_dataset
+from dinocell.labels.files import read_labels
 from dinocell.metrics import ImageScores, score_image
 
 

@@ -23,15 +23,17 @@ from results_tables import (
     summary_words,
 )
 
-from dinocell.checkpoint import atomic_write_text
-from dinocell.config import leaves
-from dinocell.data.io import read_image, read_labels, to_gray
-from dinocell.data.labelled import LabelledItem
-from dinocell.data.preprocess import to_uint8
+from dinocell.core.config import leaves
+from dinocell.core.files import atomic_write_text
+from dinocell.datasets.labelled import LabelledItem
 from dinocell.finetune import FinetuneConfig
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.gray.contrast import to_uint8
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels
 from dinocell.models import VisionTransformer, load_backbone, load_model_folder
 from dinocell.pretrain import PretrainConfig
-from dinocell.pretrain.probes import central
+from dinocell.pretrain.monitor.probes import central
 from dinocell.pretrain.report import patch_tokens
 from dinocell.report.pca import pca_grid
 

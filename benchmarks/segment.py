@@ -36,16 +36,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dinocell.data.io import list_images, read_image, to_gray
-from dinocell.data.synthetic import make_image
-from dinocell.inference import Segmenter, SegmentOptions, load_model
-from dinocell.inference.outputs import save_result
-from dinocell.inference.planes import iter_planes, loaded, open_image
-from dinocell.inference.tiling import evaluating
+from dinocell.datasets.synthetic.sample import make_image
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.listing import list_images
+from dinocell.images.planes import iter_planes, loaded, open_image
+from dinocell.images.read import read_image
 from dinocell.metrics import maximum_matching_accuracy
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
 from dinocell.objectives import build_objective
-from dinocell.objectives.flows import FlowsObjective
+from dinocell.objectives.flows.objective import FlowsObjective
+from dinocell.predict.runner import evaluating
+from dinocell.segmentation import Segmenter, SegmentOptions, load_model
+from dinocell.segmentation.outputs.save import save_result
 
 PEER = Path(__file__).parent / "peers" / "objectives_cellpose.py"
 PROCEDURES = ("theirs", "ours")
@@ -217,10 +219,10 @@ def arm(segmenter: Segmenter, truth: NDArray[Any], corners: list[tuple[int, int]
 
 def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
     """One image as `dinocell segment` does it, part after part."""
-    from dinocell.inference.tiling import windows
+    from dinocell.predict.windows import covering_windows
 
     options, seconds = SegmentOptions(diameter="own"), {}
-    tiles = windows((truth.shape[0], truth.shape[1]), segmenter.window, segmenter.overlap)
+    tiles = covering_windows((truth.shape[0], truth.shape[1]), segmenter.window, segmenter.overlap)
     arm(segmenter, truth, [(at.y, at.x) for at in tiles])
     plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
     job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))

@@ -30,11 +30,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dinocell.data.io import list_images, read_image, to_gray
-from dinocell.data.preprocess import to_uint8
-from dinocell.data.synthetic import make_image
-from dinocell.inference import Segmenter, run
+from dinocell.datasets.synthetic.sample import make_image
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.gray.contrast import to_uint8
+from dinocell.images.listing import list_images
+from dinocell.images.read import read_image
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
+from dinocell.segmentation import Segmenter, run
 
 TILE = 512
 

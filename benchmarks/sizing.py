@@ -2,7 +2,7 @@
 
     python benchmarks/sizing.py [--batch 16] [--json FILE]
 
-Operations are counted by the library (`dinocell.pretrain.flops`). Memory is counted on fake tensors: 20 bytes a
+Operations are counted by the library (`dinocell.pretrain.cost`). Memory is counted on fake tensors: 20 bytes a
 parameter (weights, gradients and two AdamW moments of the student, weights of the teacher, all float32) plus every
 tensor that the forward pass keeps for the backward pass under bfloat16 autocast, each storage once. Not counted: the
 CUDA context, workspaces, fragmentation and short-lived buffers; leave 10 % room. Takes about two minutes.
@@ -22,9 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dinocell.models import VisionTransformer, ViTConfig
 from dinocell.pretrain import PretrainConfig
 from dinocell.pretrain.config import AugmentConfig, DataConfig, OptimConfig
-from dinocell.pretrain.data import Batch
-from dinocell.pretrain.flops import image_flops
-from dinocell.pretrain.student_teacher import StudentTeacher
+from dinocell.pretrain.cost import image_flops
+from dinocell.pretrain.data.crops import Batch
+from dinocell.pretrain.method.student_teacher import StudentTeacher
 
 ARCHITECTURES = ("vit_small", "vit_base", "vit_large")
 CROPS = ((512, 208), (256, 104), (128, 64))

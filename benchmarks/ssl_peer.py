@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from ssl_step import WARMUP, write_crops
 
-from dinocell import config as config_module
+from dinocell.core import config as config_module
 from dinocell.pretrain import PretrainConfig
-from dinocell.pretrain.run import Timer, Trainer
+from dinocell.pretrain.trainer import Timer, Trainer
 
 ROOT = Path(__file__).parents[1]
 BATCH, GLOBAL, LOCAL, LOCAL_CROPS, PROTOTYPES = 8, 224, 84, 8, 8192

@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 import torch
 
-from dinocell import config as config_module
+from dinocell.core import config as config_module
 from dinocell.pretrain import PretrainConfig
-from dinocell.pretrain.flops import matmul_rate
-from dinocell.pretrain.run import Timer, Trainer
+from dinocell.pretrain.cost import matmul_rate
+from dinocell.pretrain.trainer import Timer, Trainer
 
 WARMUP = 2
 

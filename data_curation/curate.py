@@ -6,7 +6,7 @@ Expect crops/, manifest.csv, rejected.csv and contact_sheet.html in DIR, at abou
 images of 0.5 megapixels. Interrupted or killed, the same command goes on where it stopped. `--help` lists every key.
 """
 
-from dinocell import curation
+from dinocell.cli.train import curate
 
 if __name__ == "__main__":
-    curation.main()
+    curate.main()

@@ -6,7 +6,7 @@ FORMAT is a layout such as coco or a preset of data_curation/configs such as liv
 download SRC. Expect images/ and masks/ for each split, dataset.yaml and prepare_report.csv in DIR. `--help` lists all.
 """
 
-from dinocell.data import formats
+from dinocell.cli.train import prepare
 
 if __name__ == "__main__":
-    formats.main()
+    prepare.main()

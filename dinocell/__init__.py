@@ -19,33 +19,30 @@ os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dinocell import curation, data, evaluation, finetune, inference, metrics, models, objectives, pretrain, report
-    from dinocell.inference import Segmenter as Segmenter
-    from dinocell.inference import load_model as load_model
-    from dinocell.inference.api import segment as segment
+    from dinocell import curation, evaluation, finetune, metrics, models, objectives, pretrain, report, segmentation
+    from dinocell.segmentation import Segmenter as Segmenter
+    from dinocell.segmentation import load_model as load_model
+    from dinocell.segmentation import segment as segment
 
-_FUNCTIONS = {"segment": "dinocell.inference", "load_model": "dinocell.inference", "Segmenter": "dinocell.inference"}
+_FUNCTIONS = dict.fromkeys(("segment", "load_model", "Segmenter"), "dinocell.segmentation")
 _MODULES = (
     "curation",
-    "data",
     "evaluation",
     "finetune",
-    "inference",
     "metrics",
     "models",
     "objectives",
     "pretrain",
     "report",
+    "segmentation",
 )
 
 __all__ = [
     "Segmenter",
     "__version__",
     "curation",
-    "data",
     "evaluation",
     "finetune",
-    "inference",
     "load_model",
     "metrics",
     "models",
@@ -53,6 +50,7 @@ __all__ = [
     "pretrain",
     "report",
     "segment",
+    "segmentation",
 ]
 
 

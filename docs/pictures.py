@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinocell.inference import Segmenter
 from dinocell.report.overlays import overlay, panel, to_rgb
+from dinocell.segmentation import Segmenter
 
 SHOWN = 400
 TILE = 300

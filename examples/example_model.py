@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dinocell import finetune
-from dinocell.config import from_dict
-from dinocell.data import synthetic
-from dinocell.inference.packaged import default_model
+from dinocell.core.config import from_dict
+from dinocell.datasets.synthetic.sample import write_sample
+from dinocell.models.packaged import default_model
 
 
 def model_for_examples(folder: Path, quick: bool = False) -> str:
@@ -26,7 +26,7 @@ def model_for_examples(folder: Path, quick: bool = False) -> str:
     print("No packaged model in this installation: a tiny one is trained on synthetic cells.")
     sample, size = folder / "sample", 64 if quick else 256
     images = (4, 2) if quick else (36, 3)
-    synthetic.write_sample(sample, n_unlabelled=0, n_train=images[0], n_val=images[1], n_test=2, size=size, seed=100)
+    write_sample(sample, n_unlabelled=0, n_train=images[0], n_val=images[1], n_test=2, size=size, seed=100)
     recipe = {
         "output_dir": str(folder / "tiny_model"),
         "crop_size": 64 if quick else 128,

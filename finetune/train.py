@@ -10,8 +10,8 @@ OUTPUT_DIR/model (what `dinocell segment --model` takes) and OUTPUT_DIR/report.h
 interrupted run. `--help` lists every setting.
 """
 
-from dinocell import config
+from dinocell.cli.recipe import recipe_main
 from dinocell.finetune import FinetuneConfig, run
 
 if __name__ == "__main__":
-    config.main(FinetuneConfig, run, __doc__ or "")
+    recipe_main(FinetuneConfig, run, __doc__ or "")

@@ -12,8 +12,8 @@ import argparse
 from typing import get_args
 
 from dinocell import models
-from dinocell.errors import run_main
-from dinocell.models.export import ExportFormat
+from dinocell.core.errors import run_main
+from dinocell.models.weights.export import ExportFormat
 
 
 def main() -> None:

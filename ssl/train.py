@@ -9,8 +9,8 @@ checkpoint that `python ssl/export_backbone.py RUN --to backbone` turns into bac
 interruption of any kind the same command continues where the run was.
 """
 
-from dinocell.config import main
+from dinocell.cli.recipe import recipe_main
 from dinocell.pretrain import PretrainConfig, run
 
 if __name__ == "__main__":
-    main(PretrainConfig, run, __doc__)
+    recipe_main(PretrainConfig, run, __doc__)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -49,7 +51,7 @@ def tiny() -> Callable[..., FinetuneConfig]:
 
 def _tiny_recipe(root: Path, out: Path, *changes: dict[str, Any]) -> FinetuneConfig:
     """For the data set `root`, with changes; of sections only the keys given are changed."""
-    from dinocell.config import from_dict
+    from dinocell.core.config import from_dict
     from dinocell.finetune import FinetuneConfig
 
     base: dict[str, Any] = {
@@ -69,3 +71,32 @@ def _tiny_recipe(root: Path, out: Path, *changes: dict[str, Any]) -> FinetuneCon
         for key, value in change.items():
             base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
     return from_dict(FinetuneConfig, base)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """tests/oracle.py: a network that knows the truth. It needs torch, so it is loaded on first use."""
+    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make_oracle(oracle: ModuleType) -> Callable[..., Any]:
+    """Builds (image, segmenter) for known labels: the segmenter must give the labels back."""
+    build: Callable[..., Any] = oracle.build
+    return build
+
+
+@pytest.fixture
+def make_disks(oracle: ModuleType) -> Callable[..., Any]:
+    disks: Callable[..., Any] = oracle.disks
+    return disks
+
+
+@pytest.fixture
+def cells_agree(oracle: ModuleType) -> Callable[..., bool]:
+    same: Callable[..., bool] = oracle.same_cells
+    return same

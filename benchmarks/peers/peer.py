@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from dinocell.data.io import read_image, read_labels, to_gray, write_labels
-from dinocell.data.labelled import open_dataset
+from dinocell.datasets.labelled import open_dataset
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels, write_labels
 from dinocell.metrics import pool, score_image
 
 MONITORED = ("MMA", "SEG", "DET")  # the mean of which chooses a decoding, as in fine-tuning's validate.monitor=mean

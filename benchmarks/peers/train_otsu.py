@@ -9,7 +9,7 @@ import importlib.metadata
 
 from peer import finish, parse
 
-from dinocell.data.baseline import otsu_watershed
+from dinocell.evaluation.baseline import otsu_watershed
 
 
 def main() -> None:

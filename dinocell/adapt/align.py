@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dinocell import checkpoint, inference, log
 from dinocell.adapt.config import AdaptConfig
-from dinocell.adapt.scale import AsItIs
-from dinocell.data.io import read_image, read_labels
-from dinocell.inference.packaged import find_model
+from dinocell.adapt.image_scale import AsItIs
+from dinocell.core import log
+from dinocell.core.files import atomic_write_text
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels
 from dinocell.metrics import pool, score_image
 from dinocell.models import load_backbone, load_model_folder, save_model
+from dinocell.models.packaged import find_model
+from dinocell.segmentation import load_model
 
 
 def adapted_model(config: AdaptConfig, train: Callable[[], object]) -> Path:
@@ -49,7 +52,7 @@ def adapted_model(config: AdaptConfig, train: Callable[[], object]) -> Path:
     note["decoder"] = "the original's" if source == swapped else "trained"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
-    checkpoint.atomic_write_text(target / "adapted.json", json.dumps(note, indent=1) + "\n")
+    atomic_write_text(target / "adapted.json", json.dumps(note, indent=1) + "\n")
     return target
 
 
@@ -63,7 +66,7 @@ def swap_backbone(config: AdaptConfig, folder: Path) -> None:
 
 def agreement(model: Path, config: AdaptConfig) -> float:
     """MMA, pooled, of the model's labels of the val crops with the original's; unsure pixels are left out."""
-    segmenter = AsItIs(inference.load_model(model, device=config.finetune.device))
+    segmenter = AsItIs(load_model(model, device=config.finetune.device))
     folder = Path(config.out) / "pseudo" / "val"
     rows = []
     for path in sorted((folder / "images").iterdir()):

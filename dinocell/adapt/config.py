@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinocell.config import field, load
+from dinocell.core.config import field, load
+from dinocell.core.errors import ConfigError
 from dinocell.curation import CurateConfig
-from dinocell.errors import ConfigError
 from dinocell.finetune import FinetuneConfig
-from dinocell.inference.scale import training_diameters
 from dinocell.pretrain import PretrainConfig
+from dinocell.segmentation.diameter import training_diameters
 
 STEPS = 300
 CROPS = 256  # as many crops as a few hundred steps can make use of

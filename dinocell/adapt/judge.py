@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell import log
-from dinocell.data.io import read_image, read_labels, to_gray
-from dinocell.data.labelled import LabelledItem
-from dinocell.inference import SegmentationResult
+from dinocell.core import log
+from dinocell.datasets.labelled import LabelledItem
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels
 from dinocell.metrics import ImageScores, Interval, difference_intervals, pool, score_image, score_intervals
+from dinocell.segmentation import SegmentationResult
 
 Gray = NDArray[Any]
 Labels = NDArray[Any]

@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell import log
-from dinocell.adapt.scale import AsItIs, scaled
-from dinocell.checkpoint import atomic_write_bytes, atomic_write_text
+from dinocell.adapt.image_scale import AsItIs, scaled
+from dinocell.core import log
+from dinocell.core.errors import DataError
+from dinocell.core.files import atomic_write_bytes, atomic_write_text
 from dinocell.curation.manifest import read_rows
-from dinocell.data.io import read_image, to_gray
-from dinocell.errors import DataError
-from dinocell.inference import SegmentationResult, Segmenter
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.read import read_image
+from dinocell.segmentation import SegmentationResult, Segmenter
 
 LIMIT = 160  # crops segmented
 UNSURE = 0.2  # a pixel outside the cells found with a probability above is left out of the loss

@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinocell import inference, log
 from dinocell.adapt.config import AdaptConfig
+from dinocell.adapt.image_scale import AsItIs
 from dinocell.adapt.judge import SHOWN, Segments, Stability, Verdict, table
-from dinocell.adapt.scale import AsItIs
-from dinocell.config import to_yaml
-from dinocell.data.io import read_image, read_labels, to_gray
-from dinocell.inference.packaged import find_model
+from dinocell.core.config import to_yaml
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels
 from dinocell.metrics import ImageScores
 from dinocell.models import load_backbone
+from dinocell.models.packaged import find_model
 from dinocell.pretrain.report import patch_tokens, stored_features, verdict
 from dinocell.report import Report, error_map, overlay, panel, pca_panel, to_rgb
+from dinocell.segmentation import load_model
+from dinocell.training.progress import read_metrics
 
 PICTURES = 4
 NAMES = {
@@ -34,7 +37,7 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that the page shows; see `dinocell.adapt.run.Judgement`."""
+    """All that the page shows; see `dinocell.adapt.adaptation.Judgement`."""
 
     out: Path
     config: AdaptConfig
@@ -84,7 +87,7 @@ def _numbers(report: Report, found: Findings) -> None:
 def _features(report: Report, found: Findings) -> None:
     run = found.out / "stage1"
     report.heading("What stage 1 did to the features")
-    probes = log.read_metrics(run / "metrics.jsonl", "probe")
+    probes = read_metrics(run / "metrics.jsonl", "probe")
     if probes:
         names = [name for name in probes[0] if name not in ("step", "split")]
         series: dict[str, tuple[list[float], list[float]]] = {
@@ -120,7 +123,7 @@ def _segmentations(report: Report, found: Findings) -> None:
     elif found.config.labels:
         places["after"] = found.out / "control" / "model"
     report.heading("Segmentations before and after" if "after" in places else "What the model sees in your images")
-    loaded = {name: inference.load_model(path, device=found.config.finetune.device) for name, path in places.items()}
+    loaded = {name: load_model(path, device=found.config.finetune.device) for name, path in places.items()}
     # Crops without labels lie at the model's scale already.
     models: dict[str, Segments] = {n: m if found.config.labels else AsItIs(m) for n, m in loaded.items()}
     chosen = found.images[:: max(len(found.images) // PICTURES, 1)][:PICTURES]

@@ -1,1 +1,1 @@
-"""What a cluster job needs beside submitit: profiles, the stages it can run, records, logs, arrays."""
+"""SLURM through submitit: jobs, profiles, stages, records, logs, arrays."""

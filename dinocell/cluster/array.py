@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinocell.errors import DataError
+from dinocell.core.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

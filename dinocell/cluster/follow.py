@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinocell import log
 from dinocell.cluster.records import End, read_end
+from dinocell.core import log
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between questions to the controller, which others need too
 
@@ -82,7 +82,7 @@ def queued(job: str) -> bool:
     return bool(done.stdout.strip())
 
 
-def follow(watch: Watch, *, show: bool) -> int:
+def follow_job(watch: Watch, *, show: bool) -> int:
     """Wait for the end of the job; with `show` print what its logs gain meanwhile. Returns its exit code."""
     tails: list[_Tail | _Ends] = [_Tail(path) for path in watch.logs] if show else []
     if show and watch.tasks:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dinocell import config
-from dinocell.errors import ConfigError
+from dinocell.core import config
+from dinocell.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

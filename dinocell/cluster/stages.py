@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from dinocell import config, log
-from dinocell.errors import ConfigError
+from dinocell.cli.recipe import parse_arguments, run_stage
+from dinocell.core import config, log
+from dinocell.core.errors import ConfigError
 
 Stage = Literal["ssl", "finetune", "curate", "segment", "evaluate"]
 STAGES: tuple[str, ...] = get_args(Stage)
@@ -53,16 +54,16 @@ def plan(stage: Stage, arguments: list[str]) -> Plan:
 
             return _recipe_plan(FinetuneConfig, arguments)
         case "curate":
-            from dinocell import curation
+            from dinocell.cli.train import curate
 
-            parsed = curation.parse(arguments)
+            parsed = curate.parse(arguments)
             return Plan(run_folder=Path(parsed.out), settings=config.to_yaml(parsed))
         case "segment":
             return _segment_plan(arguments)
         case "evaluate":
-            from dinocell.evaluation import command
+            from dinocell.cli.use import evaluate_model
 
-            given = command.parse(arguments)
+            given = evaluate_model.parse(arguments)
             return Plan(run_folder=evaluation_folder(given.out), settings=_settings(dataclasses.asdict(given)))
 
 
@@ -79,17 +80,18 @@ def run(stage: Stage, arguments: list[str]) -> int:
             return _run_recipe(finetune.FinetuneConfig, finetune.run, arguments)
         case "curate":
             from dinocell import curation
+            from dinocell.cli.train import curate
 
-            curation.run(curation.parse(arguments))
+            curation.run(curate.parse(arguments))
             return 0
         case "segment":
-            from dinocell import inference
+            from dinocell import segmentation
 
-            return inference.run(**segment_parameters(arguments)).exit_code
+            return segmentation.run(**segment_parameters(arguments)).exit_code
         case "evaluate":
-            from dinocell.evaluation import command
+            from dinocell.cli.use import evaluate_model
 
-            command.run(arguments)
+            evaluate_model.run(arguments)
             return 0
 
 
@@ -101,17 +103,18 @@ def run_share(stage: Stage, arguments: list[str], index: int, count: int, since:
     match stage:
         case "curate":
             from dinocell import curation
+            from dinocell.cli.train import curate
 
-            curation.run(curation.shards(curation.parse(arguments), count)[index])
+            curation.run(curation.shards(curate.parse(arguments), count)[index])
         case "segment":
-            from dinocell import inference
+            from dinocell import segmentation
 
-            share = inference.Shard(index=index, count=count, since=since)
-            inference.run(**segment_parameters(arguments), shard=share)
+            share = segmentation.Shard(index=index, count=count, since=since)
+            segmentation.run(**segment_parameters(arguments), shard=share)
         case "evaluate":
-            from dinocell.evaluation import command
+            from dinocell.cli.use import evaluate_model
 
-            for problem in command.run_shard(arguments, index, count, since):
+            for problem in evaluate_model.run_shard(arguments, index, count, since):
                 log.warning(problem)
         case _:
             raise ConfigError(f"stage {stage!r} is one job of many processes, not an array")
@@ -122,17 +125,18 @@ def merge(stage: Stage, arguments: list[str], count: int, since: float) -> int:
     match stage:
         case "curate":
             from dinocell import curation
+            from dinocell.cli.train import curate
 
-            curation.merge(curation.parse(arguments))
+            curation.merge(curate.parse(arguments))
             return 0
         case "segment":
-            from dinocell import inference
+            from dinocell import segmentation
 
-            return 1 if inference.merge_shards(Path(segment_parameters(arguments)["out"]), count) else 0
+            return 1 if segmentation.merge_shards(Path(segment_parameters(arguments)["out"]), count) else 0
         case "evaluate":
-            from dinocell.evaluation import command
+            from dinocell.cli.use import evaluate_model
 
-            command.run(arguments, keep_since=since)
+            evaluate_model.run(arguments, keep_since=since)
             return 0
         case _:
             raise ConfigError(f"stage {stage!r} is one job of many processes, not an array")
@@ -146,16 +150,16 @@ def segment_parameters(arguments: list[str]) -> dict[str, Any]:
     """
     from typer.main import get_command
 
-    from dinocell import cli
+    from dinocell.cli.app import app, save_formats
 
-    command: Any = get_command(cli.app)
+    command: Any = get_command(app)
     try:
         parameters = dict(command.commands["segment"].make_context("segment", list(arguments)).params)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         raise ConfigError(f"segment: {error.format_message()}") from error
-    parameters["save"] = cli.save_formats(parameters["save"])
+    parameters["save"] = save_formats(parameters["save"])
     return parameters
 
 
@@ -165,8 +169,9 @@ def evaluation_folder(out: str) -> Path:
 
 
 def _segment_plan(arguments: list[str]) -> Plan:
-    from dinocell.inference import find_model, image_files
-    from dinocell.inference.outputs import check_formats
+    from dinocell.models.packaged import find_model
+    from dinocell.segmentation import image_files
+    from dinocell.segmentation.outputs.save import check_formats
 
     parameters = segment_parameters(arguments)
     check_formats(parameters["save"])
@@ -183,11 +188,11 @@ def _settings(values: dict[str, Any]) -> str:
 
 
 def _recipe_plan(cls: type, arguments: list[str]) -> Plan:
-    path, overrides, _ = config.parse_arguments(arguments)
+    path, overrides, _ = parse_arguments(arguments)
     parsed: Any = config.load(cls, path, overrides)
     return Plan(run_folder=Path(parsed.output_dir), settings=config.to_yaml(parsed))
 
 
 def _run_recipe(cls: type, run: Callable[[Any], Any], arguments: list[str]) -> int:
-    path, overrides, _ = config.parse_arguments(arguments)
-    return config.run_stage(run, config.load(cls, path, overrides))
+    path, overrides, _ = parse_arguments(arguments)
+    return run_stage(run, config.load(cls, path, overrides))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.config import field
-from dinocell.errors import ConfigError
+from dinocell.core.config import field
+from dinocell.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

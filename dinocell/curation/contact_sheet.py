@@ -9,10 +9,10 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from dinocell.core.files import atomic_write_text
 from dinocell.curation.extract import CROPS, SET_ASIDE, Found
-from dinocell.curation.pictures import PictureReader
 from dinocell.curation.sources import UNSAFE
-from dinocell.data.files import atomic_write_text
+from dinocell.curation.thumbnails import PictureReader
 
 PAGES = "contact_sheets"
 

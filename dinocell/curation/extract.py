@@ -12,21 +12,20 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dinocell.config import to_dict
-from dinocell.curation import pictures
+from dinocell.core.config import to_dict
+from dinocell.core.errors import DataError
+from dinocell.core.files import atomic_write_bytes
+from dinocell.curation.best_window import best_crops
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.duplicates import encode, thumbnail
 from dinocell.curation.filters import Gray, Plane, Rejection, check_crop, check_plane, halve, score_crop
-from dinocell.curation.focus import best_crops
 from dinocell.curation.manifest import Row
-from dinocell.curation.pictures import reduce
 from dinocell.curation.sources import Source
-from dinocell.data.files import atomic_write_bytes
-from dinocell.data.gray import TRANSMITTED
-from dinocell.data.image import ImageFile
-from dinocell.data.io import planes, read_series
-from dinocell.data.preprocess import histogram, limits, scale_to_uint8
-from dinocell.errors import DataError
+from dinocell.curation.thumbnails import code, reduce
+from dinocell.images.gray.channels import TRANSMITTED, planes
+from dinocell.images.gray.contrast import histogram, limits, scale_to_uint8
+from dinocell.images.image import ImageFile
+from dinocell.images.read import read_series
 
 VERSION = 3
 """Raised when the same file and config give other crops than before; older records are then made anew."""
@@ -65,7 +64,7 @@ def fingerprint(config: CurateConfig) -> str:
     return hashlib.sha256(json.dumps([VERSION, relevant], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def extract(source: Source, config: CurateConfig) -> list[Found]:
+def extract_source(source: Source, config: CurateConfig) -> list[Found]:
     """Write the crops of one file below OUT/crops and return what was kept and what was not.
 
     Never raises for a file's sake: whatever goes wrong in reading becomes a rejected row, after what came before it.
@@ -145,12 +144,12 @@ def _extract_plane(plane: Plane, name: str, row: Row, source: Source, config: Cu
 
 def _keep(row: Row, crop: Gray, small: Gray, config: CurateConfig) -> Found:
     atomic_write_bytes(Path(config.out, row.crop), cv2.imencode(".png", crop)[1].data)
-    return Found(row=row, small=encode(thumbnail(reduce(small, 128))), picture=pictures.code(small))
+    return Found(row=row, small=encode(thumbnail(reduce(small, 128))), picture=code(small))
 
 
 def _reject(row: Row, rejection: Rejection, small: Gray) -> Found:
     row = replace(row, reason=rejection.reason, detail=rejection.detail)
-    return Found(row=row, picture=pictures.code(small))
+    return Found(row=row, picture=code(small))
 
 
 def modality_of(plane: str, channel_names: tuple[str, ...]) -> str:

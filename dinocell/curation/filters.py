@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from dinocell.core.jit import compiled
 from dinocell.curation.config import FilterConfig
-from dinocell.data.jit import compiled
 
 Plane = npt.NDArray[Any]
 Gray = npt.NDArray[np.uint8]
@@ -124,7 +124,7 @@ def _saturated(plane: Plane, values: Plane, counts: Counts) -> float:
     return float(counts[-1] / counts.sum()) if clips else 0.0
 
 
-@compiled
+@compiled()
 def _laplacian_variance(smooth: npt.NDArray[np.float32]) -> float:
     """Variance of cv2.Laplacian (ksize 1) over the inner pixels."""
     rows, columns = smooth.shape
@@ -139,7 +139,7 @@ def _laplacian_variance(smooth: npt.NDArray[np.float32]) -> float:
     return squares.sum() / count - (sums.sum() / count) ** 2
 
 
-@compiled
+@compiled()
 def _blocks(crop: Gray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Mean and variance of every whole 16 px block."""
     rows, columns = crop.shape[0] // BLOCK, crop.shape[1] // BLOCK
@@ -184,7 +184,7 @@ def _noise(crop: Gray) -> float:
     return float(_noise_sum(crop) / max(pixels, 1) * (np.pi / 2) ** 0.5 / 6)
 
 
-@compiled
+@compiled()
 def _noise_sum(crop: Gray) -> np.int64:
     """Sum of the absolute response to [1 −2 1; −2 4 −2; 1 −2 1] over the inner pixels of every fourth row."""
     columns = crop.shape[1]

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dinocell.core.files import atomic_write_text
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.extract import CROPS, SET_ASIDE, STATE, Found, fingerprint, from_record, to_record
-from dinocell.curation.pictures import PictureReader, PictureWriter
 from dinocell.curation.sources import Source
-from dinocell.data.files import atomic_write_text
+from dinocell.curation.thumbnails import PictureReader, PictureWriter
 
 
 class Journal:

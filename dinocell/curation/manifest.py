@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dinocell.data.files import atomic_write_text
+from dinocell.core.files import atomic_write_text
 
 Value = str | int | float
 

@@ -9,10 +9,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from dinocell.core.errors import ConfigError
+from dinocell.core.files import is_remote, local_path
 from dinocell.curation.config import CurateConfig
-from dinocell.data.io import expand, list_images
-from dinocell.errors import ConfigError
-from dinocell.paths import is_remote, local_path
+from dinocell.images.listing import expand, list_images
 
 UNSAFE = re.compile(r"[^\w.\-/]+")
 

@@ -1,6 +1,6 @@
-"""Scoring of label images: folders of several tools, or a model on a data set. See docs/metrics.md."""
+"""Scoring of label images: folders of several tools, or a model on a dataset. See docs/metrics.md."""
 
-from dinocell.evaluation.model import evaluate_model, predict
+from dinocell.evaluation.predictions import evaluate_model, predict
 from dinocell.evaluation.results import format_table
 from dinocell.evaluation.scoring import score_folders
 

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dinocell.errors import ConfigError, DataError
+from dinocell.core.errors import ConfigError, DataError
 
 LABEL_EXTENSIONS = (".tif", ".tiff", ".png", ".npy", ".bmp")
 LABEL_SUFFIXES = ("_cp_masks", "_masks", "_labels", "_seg", "_mask", "_label")

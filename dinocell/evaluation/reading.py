@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.data.formats.cellpose import read_seg_masks
-from dinocell.data.io import read_labels
+from dinocell.datasets.prepare.cellpose import read_seg_masks
+from dinocell.labels.files import read_labels
 
 
 def read_label_image(path: Path) -> NDArray[np.int32]:

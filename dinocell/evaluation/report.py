@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.data.io import read_image
-from dinocell.errors import DinoCellError
+from dinocell.core.errors import DinoCellError
 from dinocell.evaluation.reading import read_label_image
 from dinocell.evaluation.results import HEADER, Evaluation, ImageResult, table_rows
+from dinocell.images.read import read_image
 from dinocell.metrics import METRICS
 from dinocell.report.html import Report
 from dinocell.report.overlays import error_map, overlay, panel

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell import log
-from dinocell.errors import ConfigError, DataError, DinoCellError
+from dinocell.core import log
+from dinocell.core.errors import ConfigError, DataError, DinoCellError
 from dinocell.evaluation.pairing import LabelFile, Pairing, bare_stem, list_label_files, pair
 from dinocell.evaluation.reading import read_label_image
 from dinocell.evaluation.report import write_report
@@ -127,7 +127,7 @@ def _dataset_info(label: LabelFile, root: Path) -> tuple[str, bool]:
     """Name of the data set and whether its truth is complete: from dataset.yaml above the file, else the folder."""
     for folder in label.path.resolve().parents[:3]:
         if (folder / "dataset.yaml").is_file():
-            from dinocell.data.labelled import read_info  # imports torch: only where a data set describes itself
+            from dinocell.datasets.labelled import read_info  # imports torch: only where a data set describes itself
 
             info = read_info(folder)
             return label.dataset or info.name, info.fully_annotated

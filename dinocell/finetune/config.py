@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.config import field
-from dinocell.data.preprocess import PreprocessConfig
-from dinocell.device import Precision
-from dinocell.errors import ConfigError
-from dinocell.inference.fitting import Fit
-from dinocell.inference.views import VIEWS
+from dinocell.core.config import field
+from dinocell.core.device import Precision
+from dinocell.core.errors import ConfigError
+from dinocell.images.gray.preprocess import PreprocessConfig
 from dinocell.models import DecoderConfig
 from dinocell.objectives import ObjectiveConfig
+from dinocell.predict.placement import Fit
+from dinocell.predict.views import VIEWS
 
 Sampling = Literal["proportional", "balanced", "sqrt"]
 BackboneTraining = Literal["all", "frozen", "last_k", "unfreeze_after"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dinocell.finetune.loader import Batch
+from dinocell.finetune.data.loader import Batch
 from dinocell.objectives import Objective
-from dinocell.objectives.flows import FlowsObjective
+from dinocell.objectives.flows.objective import FlowsObjective
 
 
-def loss_terms(objective: Objective, loss: Tensor, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+def split_loss(objective: Objective, loss: Tensor, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
     """`loss`, and for flows its two terms `flow` and `cell` (which sum to it), detached scalars."""
     total = loss.detach()
     if not isinstance(objective, FlowsObjective):

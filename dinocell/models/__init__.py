@@ -1,12 +1,13 @@
 """Backbones (DINOv2-compatible), decoder, and their weights."""
 
-from dinocell.models.attention import choose_backend
 from dinocell.models.decoder import DecoderConfig
-from dinocell.models.export import export_backbone
-from dinocell.models.flops import flops
-from dinocell.models.segmenter import SegmentationModel, halve_model_folder, load_model_folder, save_model
-from dinocell.models.vision_transformer import GRAY_MEAN, GRAY_STD, Features, VisionTransformer, ViTConfig
-from dinocell.models.weights import LoadReport, load_backbone, save_backbone
+from dinocell.models.folder import halve_model_folder, load_model_folder, save_model
+from dinocell.models.network import SegmentationModel
+from dinocell.models.vit.attention import choose_backend
+from dinocell.models.vit.flops import forward_flops
+from dinocell.models.vit.vision_transformer import GRAY_MEAN, GRAY_STD, Features, VisionTransformer, ViTConfig
+from dinocell.models.weights.export import export_backbone
+from dinocell.models.weights.load import LoadReport, load_backbone, save_backbone
 
 __all__ = [
     "GRAY_MEAN",
@@ -19,7 +20,7 @@ __all__ = [
     "VisionTransformer",
     "choose_backend",
     "export_backbone",
-    "flops",
+    "forward_flops",
     "halve_model_folder",
     "load_backbone",
     "load_model_folder",

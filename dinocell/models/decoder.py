@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinocell.config import field
-from dinocell.errors import ConfigError
+from dinocell.core.config import field
+from dinocell.core.errors import ConfigError
 
 DecoderKind = Literal["transposed", "bilinear", "linear"]
 

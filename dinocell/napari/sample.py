@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from dinocell.data.synthetic import make_image
+from dinocell.datasets.synthetic.sample import make_image
 
 Modality = Literal["phase", "brightfield", "fluorescence"]
 

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dinocell.data.image import ImageFile
-from dinocell.errors import DataError
-from dinocell.inference.embeddings import frame_of
-from dinocell.inference.options import SegmentOptions
-from dinocell.inference.planes import Plane, iter_planes, open_image
-from dinocell.inference.result import SegmentationResult, compact_dtype
-from dinocell.inference.segment import Segmenter
-from dinocell.inference.tiling import windows
+from dinocell.core.errors import DataError
+from dinocell.images.image import ImageFile
+from dinocell.images.planes import Plane, iter_planes, open_image
+from dinocell.labels.cells import compact_dtype
+from dinocell.predict.tokens import frame_of
+from dinocell.predict.windows import covering_windows
+from dinocell.segmentation.options import SegmentOptions
+from dinocell.segmentation.result import SegmentationResult
+from dinocell.segmentation.segmenter import Segmenter
 
 Index = tuple[int, ...]
 Report = Callable[[float], None]
@@ -98,12 +99,12 @@ def _segment(
     window, overlap = segmenter.window, segmenter.overlap
     with _watched(segmenter, report, cancelled) as watch:
         if segmenter.is_large(plane, options):
-            watch.expect(len(windows(plane.size, window, overlap)))
+            watch.expect(len(covering_windows(plane.size, window, overlap)))
             return segmenter.segment_large(plane, options)
         job = segmenter.prepare(plane, options)  # runs the network, too, when it estimates the diameter
         if job.z is not None:
             height, width = frame_of(job.z, job.size, window, segmenter.fit)[0].shape
-            watch.expect(len(windows((height, width), window, overlap)))
+            watch.expect(len(covering_windows((height, width), window, overlap)))
         job, maps = next(iter(segmenter.predict([job])))
         return segmenter.finish(job, maps, options)
 

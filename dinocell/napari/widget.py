@@ -23,11 +23,11 @@ from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QObject, Qt, Signal
 
-from dinocell.errors import DinoCellError
-from dinocell.inference.options import SegmentOptions
-from dinocell.inference.packaged import default_model, find_model, packaged_models
-from dinocell.inference.segment import Segmenter
+from dinocell.core.errors import DinoCellError
+from dinocell.models.packaged import default_model, find_model, packaged_models
 from dinocell.napari.task import Cancelled, Index, LayerCells, plane_indices, segment_layer
+from dinocell.segmentation.options import SegmentOptions
+from dinocell.segmentation.segmenter import Segmenter
 
 FOLDER = "a model folder …"
 EVERY, SHOWN = "every plane", "the plane shown"

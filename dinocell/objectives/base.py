@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dinocell.config import field
-from dinocell.errors import ConfigError
+from dinocell.core.config import field
+from dinocell.core.errors import ConfigError
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -115,7 +115,7 @@ class ObjectiveConfig:
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that `config.kind` names."""
     from dinocell.objectives.distance import DistanceObjective
-    from dinocell.objectives.flows import FlowsObjective
+    from dinocell.objectives.flows.objective import FlowsObjective
     from dinocell.objectives.semantic import SemanticObjective
 
     match config.kind:

@@ -12,9 +12,9 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 from torch import Tensor
 
+from dinocell.labels.cells import find_cells
+from dinocell.labels.regions import fill_holes
 from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, relabel, turn, weighted_mean
-from dinocell.objectives.cells import find_cells
-from dinocell.objectives.regions import fill_holes
 
 EIGHT = np.ones((3, 3), bool)
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from dinocell import log, models
-from dinocell.checkpoint import CheckpointManager
-from dinocell.config import from_dict, to_dict
-from dinocell.errors import CheckpointError, ConfigError
+from dinocell import models
+from dinocell.core import log
+from dinocell.core.config import from_dict, to_dict
+from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.models import VisionTransformer, ViTConfig
-from dinocell.optim import adamw, parameter_groups
 from dinocell.pretrain.config import PretrainConfig
-from dinocell.pretrain.student_teacher import StudentTeacher
+from dinocell.pretrain.method.student_teacher import StudentTeacher
+from dinocell.training.checkpoint import CheckpointManager
+from dinocell.training.optim import adamw, parameter_groups
 
 # keys that may change between a run and its continuation without changing what is learnt
 _FREE_KEYS = (

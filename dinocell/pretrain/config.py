@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.config import field
-from dinocell.device import Precision
-from dinocell.errors import ConfigError
+from dinocell.core.config import field
+from dinocell.core.device import Precision
+from dinocell.core.errors import ConfigError
 from dinocell.models import ViTConfig
-from dinocell.schedules import LearningRateRule
+from dinocell.training.schedules import LearningRateRule
 
 Centering = Literal["sinkhorn", "softmax"]
 MonitorName = Literal["auto", "none", "probe_patch", "knn_patch", "knn_source", "rankme_patch", "rankme_cls"]

@@ -10,18 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dinocell.checkpoint import atomic_write_bytes
-from dinocell.config import to_yaml
-from dinocell.device import autocast
-from dinocell.errors import DataError
-from dinocell.log import format_duration, format_number, read_metrics
+from dinocell.core.config import to_yaml
+from dinocell.core.device import autocast
+from dinocell.core.errors import DataError
+from dinocell.core.files import atomic_write_bytes
+from dinocell.core.log import format_duration, format_number
 from dinocell.models import VisionTransformer
-from dinocell.pretrain.augment import UInt8Array
 from dinocell.pretrain.config import PretrainConfig
-from dinocell.pretrain.data import read_gray
-from dinocell.pretrain.probes import central
-from dinocell.pretrain.student_teacher import network_input
+from dinocell.pretrain.data.augment import UInt8Array
+from dinocell.pretrain.data.crops import read_gray
+from dinocell.pretrain.method.student_teacher import network_input
+from dinocell.pretrain.monitor.probes import central
 from dinocell.report import Report, pca_panel
+from dinocell.training.progress import read_metrics
 
 _PICTURES = 4
 _BEFORE = "features_before.npz"

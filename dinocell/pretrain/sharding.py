@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dinocell.models import VisionTransformer
-from dinocell.optim import is_shared
-from dinocell.pretrain.student_teacher import StudentTeacher
+from dinocell.pretrain.method.student_teacher import StudentTeacher
+from dinocell.training.optim import is_shared
 
 
 def shard(model: StudentTeacher, dtype: torch.dtype) -> None:

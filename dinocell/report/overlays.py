@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dinocell.data.preprocess import to_uint8
+from dinocell.images.gray.contrast import to_uint8
+from dinocell.labels.contours import edges, renumber, trace_contours
 
 UInt8 = NDArray[np.uint8]
 
@@ -53,18 +54,6 @@ def to_rgb(image: NDArray[Any]) -> UInt8:
     return np.array(array, np.uint8, order="C")
 
 
-def contours(labels: NDArray[Any], thickness: int = 1) -> NDArray[np.bool_]:
-    """Pixels of each cell that lie within `thickness` pixels of another label or of background.
-
-    Args:
-        labels: (H, W) integers, 0 = background.
-
-    Returns:
-        (H, W) bool; the image's rim is no outline of a cell that is cut by it.
-    """
-    return _edges(_compact(labels)[0], thickness)
-
-
 def overlay(image: NDArray[Any], labels: NDArray[Any], *, thickness: int | None = None, fill: float = 0.0) -> UInt8:
     """Draw the outline of every cell on the image, in a colour its neighbours do not have.
 
@@ -82,12 +71,12 @@ def overlay(image: NDArray[Any], labels: NDArray[Any], *, thickness: int | None 
     """
     rgb = to_rgb(image)
     _check_same_size(rgb, labels, "labels")
-    compact, count = _compact(labels)
+    compact, count = renumber(labels)
     colours = _colours(compact, count)[compact]  # [H, W, 3]
     if fill > 0:
         inside = compact > 0
         rgb[inside] = np.round((1 - fill) * rgb[inside] + fill * colours[inside]).astype(np.uint8)
-    edge = _edges(compact, thickness or _default_thickness(rgb))
+    edge = edges(compact, thickness or _default_thickness(rgb))
     rgb[edge] = colours[edge]
     return rgb
 
@@ -119,7 +108,7 @@ def error_map(truth: NDArray[Any], prediction: NDArray[Any], image: NDArray[Any]
     marked = actual | predicted
     blended = rgb * 0.6
     blended[marked] = 0.45 * rgb[marked] + 0.55 * colours[marked]
-    blended[contours(truth, _default_thickness(rgb))] *= 0.45
+    blended[trace_contours(truth, _default_thickness(rgb))] *= 0.45
     return np.round(blended).astype(np.uint8)
 
 
@@ -159,31 +148,6 @@ def panel(
             written.append((top + header - 7, left, titles[index]))
             left += widths[c] + gap
     return _write(canvas, written)
-
-
-def _compact(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
-    """Renumber the labels present to 0..n, keeping their order; 0 stays 0. ValueError for negative labels."""
-    array = np.asarray(labels)
-    if array.size and array.min() < 0:
-        raise ValueError(f"labels hold {array.min()}; they are 0 for background and positive for cells")
-    top = int(array.max(initial=0))
-    if top > 4 * array.size + 255:  # numbers too wild for a table
-        values, inverse = np.unique(array, return_inverse=True)
-        offset = 0 if values[0] == 0 else 1
-        return (inverse.reshape(array.shape) + offset).astype(np.int32), int(values.size - 1 + offset)
-    present = np.zeros(top + 1, np.bool_)
-    present[array.ravel().astype(np.intp)] = True
-    present[0] = False
-    ranks = np.where(present, np.cumsum(present), 0).astype(np.int32)
-    return ranks[array.astype(np.intp)], int(present.sum())
-
-
-def _edges(compact: NDArray[np.int32], thickness: int) -> NDArray[np.bool_]:
-    # cv2 knows no int32 morphology; float32 holds every label up to 2**24 exactly.
-    values = compact.astype(np.float32)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * thickness + 1, 2 * thickness + 1))
-    mixed = cv2.dilate(values, kernel) != cv2.erode(values, kernel)
-    return np.asarray(mixed & (compact > 0), np.bool_)
 
 
 def _colours(compact: NDArray[np.int32], count: int) -> UInt8:

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from dinocell.data import synthetic
-from dinocell.data.baseline import otsu_watershed
-from dinocell.data.io import read_image, read_labels, to_gray
-from dinocell.data.labelled import open_dataset
-from dinocell.errors import ConfigError
-from dinocell.inference import load_model
-from dinocell.inference.packaged import model_info
+from dinocell.core.errors import ConfigError
+from dinocell.datasets.labelled import open_dataset
+from dinocell.datasets.synthetic.sample import write_sample
+from dinocell.evaluation.baseline import otsu_watershed
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels
 from dinocell.metrics import macro_mean, pool, score_image
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models.packaged import model_info
+from dinocell.segmentation import load_model
 
 CARD = """# Mine
 
@@ -56,9 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     roots = {}
     for number, name in enumerate(("cells-a", "cells-b")):
         folder = tmp_path_factory.mktemp(name)
-        synthetic.write_sample(
-            folder, n_unlabelled=0, n_train=1, n_val=1, n_test=5 if number else 2, size=64, seed=number
-        )
+        write_sample(folder, n_unlabelled=0, n_train=1, n_val=1, n_test=5 if number else 2, size=64, seed=number)
         roots[name] = folder / "labelled"
         description = roots[name] / "dataset.yaml"
         description.write_text(f"name: {name}\nmodality: synthetic\nlicence: CC0-1.0\n", encoding="utf-8")

@@ -18,17 +18,19 @@ import numpy as np
 import pytest
 import torch
 
-from dinocell import log
-from dinocell.checkpoint import CheckpointManager
-from dinocell.config import load, to_yaml
-from dinocell.data import synthetic
-from dinocell.data.baseline import otsu_watershed
-from dinocell.data.io import read_image, read_labels, to_gray
-from dinocell.data.labelled import open_dataset
-from dinocell.errors import ConfigError, DataError
+from dinocell.core.config import load, to_yaml
+from dinocell.core.errors import ConfigError, DataError
+from dinocell.datasets.labelled import open_dataset
+from dinocell.datasets.synthetic.sample import write_sample
+from dinocell.evaluation.baseline import otsu_watershed
 from dinocell.finetune.config import DataConfig, FinetuneConfig, TrainConfig
+from dinocell.images.gray.channels import to_gray
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels
 from dinocell.metrics import ImageScores, score_image
 from dinocell.pretrain import PretrainConfig
+from dinocell.training.checkpoint import CheckpointManager
+from dinocell.training.progress import read_metrics
 
 TINY = ["crop_size=64", "input_size=64", "overlap=16", "backbone.depth=1", "decoder.neck_width=16", "device=cpu"]
 TINY += ["train.batch_size=2", "data.check_images=1", "validate.times=1", "validate.tune_decoding=false"]
@@ -250,7 +252,7 @@ def test_a_mistake_is_found_before_the_first_training(
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
-    synthetic.write_sample(folder, n_unlabelled=0, n_train=3, n_val=1, n_test=2, size=64, seed=5)
+    write_sample(folder, n_unlabelled=0, n_train=3, n_val=1, n_test=2, size=64, seed=5)
     return folder / "labelled"
 
 
@@ -293,7 +295,7 @@ def test_a_training_that_was_stopped_is_not_scored_and_the_command_goes_on(
         signal.signal(signal.SIGTERM, handler)
     [cell] = (tmp_path / "out" / "cells").glob("*.json")
     [found] = bench.results_cells.load(cell)
-    steps = [row["step"] for row in log.read_metrics(Path(found.facts["run"]) / "metrics.jsonl", "val")]
+    steps = [row["step"] for row in read_metrics(Path(found.facts["run"]) / "metrics.jsonl", "val")]
     assert steps == [4]
     assert "random" in (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
 

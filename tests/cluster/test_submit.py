@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dinocell import launch
-from dinocell.cluster import stages
+from dinocell.cluster import stages, submit
 from dinocell.cluster.array import Array
 from dinocell.cluster.profile import Profile, failure_lines, submitit_parameters, take_profile
 from dinocell.cluster.records import read_end, write_end
-from dinocell.errors import ConfigError, DataError
+from dinocell.core.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_the_script_holds_what_the_profile_asks_for(images: Path, capsys: pytest
         "extra": "{exclude: n7}",
     }
     profile = [f"profile.{key}={value}" for key, value in wanted.items()]
-    assert launch.main([*curate(images), "--array", "3", "--dry-run", *profile]) == 0
+    assert submit.main([*curate(images), "--array", "3", "--dry-run", *profile]) == 0
     script = capsys.readouterr().out
     for line in (
         "#SBATCH --partition=long",
@@ -77,7 +76,7 @@ def test_the_script_holds_what_the_profile_asks_for(images: Path, capsys: pytest
 )
 def test_mistakes_are_refused_before_submission(images: Path, more: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        launch.main([*curate(images), "--dry-run", *more])
+        submit.main([*curate(images), "--dry-run", *more])
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_mistakes_are_refused_before_submission(images: Path, more: list[str], w
 )
 def test_each_stage_checks_its_own_arguments(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        launch.main([*arguments, "--dry-run"])
+        submit.main([*arguments, "--dry-run"])
 
 
 def test_only_unfinished_tasks_are_left_and_the_merge_waits_for_them(tmp_path: Path) -> None:
@@ -152,12 +151,12 @@ def test_every_command_of_the_guides_would_be_submitted(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(repository)
-    monkeypatch.setattr("dinocell.inference.image_files", lambda inputs: list(inputs))
-    monkeypatch.setattr("dinocell.inference.find_model", lambda model: model)
+    monkeypatch.setattr("dinocell.segmentation.image_files", lambda inputs: list(inputs))
+    monkeypatch.setattr("dinocell.models.packaged.find_model", lambda model: model)
     commands = guide_commands(repository)
     assert {command[0] for command in commands} == set(stages.STAGES)
     for command in commands:
-        assert launch.main([*command, "--dry-run"]) == 0
+        assert submit.main([*command, "--dry-run"]) == 0
         assert "srun" in capsys.readouterr().out
 
 

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
+from dinocell.core.errors import ConfigError
 from dinocell.curation import FilterConfig
 from dinocell.curation.duplicates import DuplicateIndex, decode, encode, look, perceptual_hash, thumbnail
 from dinocell.curation.filters import check_crop, check_plane, score_crop
-from dinocell.data.preprocess import histogram, to_uint8
-from dinocell.errors import ConfigError
+from dinocell.images.gray.contrast import histogram, to_uint8
 
 RNG = np.random.default_rng(3)
 LIMITS = FilterConfig()

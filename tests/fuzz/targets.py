@@ -20,18 +20,23 @@ import torch
 from mutations import Random
 
 from dinocell import cli, curation
-from dinocell.data import formats, synthetic
-from dinocell.data import io as reading
-from dinocell.data.formats.cellpose import read_seg_masks
-from dinocell.data.labelled import open_dataset
-from dinocell.errors import DinoCellError
+from dinocell.core.errors import DinoCellError
+from dinocell.datasets.labelled import open_dataset
+from dinocell.datasets.prepare import convert
+from dinocell.datasets.prepare.cellpose import read_seg_masks
+from dinocell.datasets.prepare.config import PrepareConfig
+from dinocell.datasets.synthetic.sample import make_image
 from dinocell.evaluation.reading import read_label_image
+from dinocell.images.gray import channels
+from dinocell.images.listing import SUFFIXES
+from dinocell.images.read import read_series
+from dinocell.labels import files
 from dinocell.models import load_backbone, load_model_folder, save_backbone, save_model
 from dinocell.models.decoder import DecoderConfig
-from dinocell.models.segmenter import SegmentationModel
-from dinocell.models.vision_transformer import VisionTransformer, ViTConfig
+from dinocell.models.network import SegmentationModel
+from dinocell.models.vit.vision_transformer import VisionTransformer, ViTConfig
 
-IMAGES = (*reading.SUFFIXES, ".zarr")
+IMAGES = (*SUFFIXES, ".zarr")
 MAX_SEED_BYTES = 2**21
 TRANSLATED = re.compile(r"^(?:.*: )?[A-Za-z]*(?:Error|Exception|Interrupt|Warning|Exit)\b: ")
 """How a failure looks whose cause nobody put into words."""
@@ -44,7 +49,7 @@ class Finding(Exception):
 def write_corpus(folder: Path) -> None:
     """Small whole files in every format that is written without an extra library."""
     folder.mkdir(parents=True, exist_ok=True)
-    gray, labels = synthetic.make_image(1, 96, "fluorescence")
+    gray, labels = make_image(1, 96, "fluorescence")
     deep = gray.astype(np.uint16) * (1 if gray.dtype == np.uint16 else 200)
     low = (deep >> 8).astype(np.uint8)
     for suffix in (".png", ".jpg", ".bmp"):
@@ -64,7 +69,7 @@ def write_corpus(folder: Path) -> None:
     tifffile.imwrite(folder / "pyramid.ome.tif", np.stack([low] * 3, axis=-1), photometric="rgb", ome=True)
     np.save(folder / "gray.npy", deep)
     np.save(folder / "stack.npy", stack.astype(np.float32))
-    reading.write_labels(folder / "gray_labels.tif", labels, 0.5)
+    files.write_labels(folder / "gray_labels.tif", labels, 0.5)
     np.save(folder / "cells_seg.npy", {"masks": labels, "outlines": labels * 0, "est_diam": 12.5}, allow_pickle=True)  # type: ignore[arg-type]
 
 
@@ -142,9 +147,9 @@ def read(bench: Bench, random: Random) -> None:
     """Every image of a file, its planes and its gray picture."""
     path = bench.damaged(random, bench.images, bench.scratch)
     with _names(path):
-        for image in reading.read_series(path):
-            reading.to_gray(image)
-            for _name, _plane in reading.planes(image):
+        for image in read_series(path):
+            channels.to_gray(image)
+            for _name, _plane in channels.planes(image):
                 pass
 
 
@@ -153,7 +158,7 @@ def labels(bench: Bench, random: Random) -> None:
     pool = bench.files if random.random() < 0.3 else [path for path in bench.files if "label" in path.name.lower()]
     path = bench.damaged(random, pool or bench.files, bench.scratch)
     with _names(path):
-        reading.read_labels(path)
+        files.read_labels(path)
 
 
 def seg_npy(bench: Bench, random: Random) -> None:
@@ -221,14 +226,14 @@ def curate(bench: Bench, random: Random) -> None:
 def prepare(bench: Bench, random: Random) -> None:
     """Conversion of a labelled source, in a layout at random, with one of its files damaged."""
     root, name = bench.scratch / "src", str(random.choice(sorted(LAYOUTS)))
-    gray, truth = synthetic.make_image(int(random.integers(4)), 64, "phase")
+    gray, truth = make_image(int(random.integers(4)), 64, "phase")
     settings = LAYOUTS[name](root, gray, truth.astype(np.uint16))
     files = sorted(path for path in root.rglob("*") if path.is_file())
     victim = files[int(random.integers(len(files)))]
     victim.write_bytes(mutations.mutate(victim.read_bytes(), random, files[0].read_bytes()))
     out = bench.scratch / "out"
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        formats.prepare(formats.PrepareConfig(src=str(root), out=str(out), **settings))
+        convert.prepare(PrepareConfig(src=str(root), out=str(out), **settings))
         for split in ("train", "val", "test"):
             open_dataset(out, split)
 

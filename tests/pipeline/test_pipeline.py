@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinocell.data import synthetic
-from dinocell.data.io import read_image, read_labels
-from dinocell.log import read_metrics
+from dinocell.datasets.synthetic.sample import write_sample
+from dinocell.images.read import read_image
+from dinocell.labels.files import read_labels
+from dinocell.training.progress import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +62,7 @@ def run(repository: Path, *command: str, code: int = 0) -> subprocess.CompletedP
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
-    synthetic.write_sample(folder / "sample", n_unlabelled=6, n_train=4, n_val=2, n_test=2, size=128, seed=3)
+    write_sample(folder / "sample", n_unlabelled=6, n_train=4, n_val=2, n_test=2, size=128, seed=3)
     (folder / "sample" / "unlabelled" / "damaged.tif").write_bytes(b"II*\x00 this was an image once")
     return folder
 

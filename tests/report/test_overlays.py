@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dinocell.report import contours, error_map, overlay, panel, to_rgb
+from dinocell.labels.contours import trace_contours
+from dinocell.report import error_map, overlay, panel, to_rgb
 from dinocell.report.overlays import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
 
 GREEN, RED, BLUE = (np.array(c) for c in (TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE))
@@ -36,18 +37,18 @@ def test_contours_of_a_square_are_its_outermost_pixels():
     labels[2:7, 2:7] = 300
     expected = labels > 0
     expected[3:6, 3:6] = False
-    assert np.array_equal(contours(labels), expected)
+    assert np.array_equal(trace_contours(labels), expected)
 
 
 def test_contours_run_between_touching_cells_and_not_along_the_rim():
     labels = np.ones((6, 8), np.int32)
     labels[:, 4:] = 2
-    assert np.array_equal(np.flatnonzero(contours(labels).any(axis=0)), [3, 4])
+    assert np.array_equal(np.flatnonzero(trace_contours(labels).any(axis=0)), [3, 4])
 
 
 def test_labels_beyond_float32_are_not_confused():
     labels = np.array([[2**24, 2**24, 2**24 + 1, 2**24 + 1]] * 3, np.int64)
-    assert np.array_equal(contours(labels)[1], [False, True, True, False])
+    assert np.array_equal(trace_contours(labels)[1], [False, True, True, False])
 
 
 def test_neighbouring_cells_differ_in_colour():
@@ -74,7 +75,7 @@ def test_overlay_takes_any_image_and_changes_outlines_only(dtype, channels):
     assert shown.shape == (40, 30, 3) and shown.dtype == np.uint8
     assert np.array_equal(image, before)
     changed = (shown != to_rgb(image)).any(axis=2)
-    assert not (changed & ~contours(labels)).any() and changed.any()
+    assert not (changed & ~trace_contours(labels)).any() and changed.any()
 
 
 def test_outlines_grow_with_the_image():
@@ -107,7 +108,7 @@ def test_sizes_that_differ_are_refused():
     with pytest.raises(ValueError, match="shape"):
         error_map(np.zeros((4, 4)), np.zeros((4, 5), int))
     with pytest.raises(ValueError, match="-1"):
-        contours(np.array([[-1, 0]]))
+        trace_contours(np.array([[-1, 0]]))
     with pytest.raises(ValueError, match="shape"):
         to_rgb(np.zeros((4, 4, 2)))
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinocell import config, launch, pretrain
-from dinocell.checkpoint import load_file
-from dinocell.data import synthetic
-from dinocell.log import read_metrics
+from dinocell import pretrain
+from dinocell.cli.recipe import parse_arguments
+from dinocell.core import config
+from dinocell.core.files import load_file
+from dinocell.datasets.synthetic.sample import write_sample
+from dinocell.training.progress import read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -41,17 +43,17 @@ def children(pid: int) -> list[int]:
 def test_a_preempted_local_job_starts_again_and_ends_as_the_plain_script(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synthetic.write_sample(tmp_path / "sample", n_unlabelled=3, n_train=0, n_val=0, n_test=0, size=64, seed=2)
+    write_sample(tmp_path / "sample", n_unlabelled=3, n_train=0, n_val=0, n_test=0, size=64, seed=2)
     monkeypatch.chdir(repository)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     recipe = ["--config", "ssl/configs/vitt8_cpu.yaml", f"data.root={tmp_path / 'sample/unlabelled'}", *SSL]
-    path, overrides, _ = config.parse_arguments([*recipe, f"output_dir={tmp_path / 'plain'}"])
+    path, overrides, _ = parse_arguments([*recipe, f"output_dir={tmp_path / 'plain'}"])
     pretrain.run(config.load(pretrain.PretrainConfig, path, overrides))
 
     submit = ["ssl", *recipe, f"output_dir={tmp_path / 'local'}", "--local", f"profile.folder={tmp_path}/logs"]
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(launch.main, submit)
+        job = pool.submit(submit.main, submit)
         deadline = time.monotonic() + 90
         while not any(row["step"] >= 3 for row in read_metrics(tmp_path / "local" / "metrics.jsonl")):
             assert not job.done() and time.monotonic() < deadline

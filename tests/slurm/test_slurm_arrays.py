@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dinocell.data import synthetic
+from dinocell.datasets.synthetic.sample import write_sample
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -23,7 +23,7 @@ def rows(table: Path) -> list[dict[str, str]]:
 
 def test_a_killed_task_is_submitted_again_alone_and_merged(slurm: Any, tmp_path: Path, repository: Path) -> None:
     images, out = tmp_path / "sample/unlabelled", tmp_path / "out"
-    synthetic.write_sample(tmp_path / "sample", n_unlabelled=6, n_train=0, n_val=0, n_test=0, size=96, seed=1)
+    write_sample(tmp_path / "sample", n_unlabelled=6, n_train=0, n_val=0, n_test=0, size=96, seed=1)
     profile = [f"profile.folder={tmp_path}/logs", "profile.cpus_per_task=1", "profile.time_minutes=5"]
     curate = ["curate", str(images), "--out", str(out), "workers=1"]
 

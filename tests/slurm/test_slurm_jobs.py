@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from dinocell import launch
-from dinocell.checkpoint import CheckpointManager, load_file
-from dinocell.data import synthetic
-from dinocell.log import read_metrics
+from dinocell.cluster import submit
+from dinocell.core.files import load_file
+from dinocell.datasets.synthetic.sample import write_sample
+from dinocell.training.checkpoint import CheckpointManager
+from dinocell.training.progress import read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -60,9 +61,9 @@ CRASH = """
 import os, signal, sys, threading, time
 
 def crash():
-    while getattr(sys.modules.get("dinocell.pretrain.run"), "_mean", None) is None:
+    while getattr(sys.modules.get("dinocell.pretrain.trainer"), "_mean", None) is None:
         time.sleep(0.01)
-    run = sys.modules["dinocell.pretrain.run"]
+    run = sys.modules["dinocell.pretrain.trainer"]
     take, taken = run.Trainer._next, []
 
     def fails(self, *arguments):
@@ -89,7 +90,7 @@ class Runs:
         self.slurm, self.folder, self.repository = slurm, folder, repository
         profile = ["nodes: 2", "tasks_per_node: 1", "cpus_per_task: 1", "time_minutes: 5", f"folder: {folder}/logs"]
         (folder / "two_nodes.yaml").write_text("\n".join(profile) + "\n")
-        synthetic.write_sample(folder / "sample", n_unlabelled=4, n_train=3, n_val=2, n_test=2, size=64, seed=5)
+        write_sample(folder / "sample", n_unlabelled=4, n_train=3, n_val=2, n_test=2, size=64, seed=5)
 
     def command(self, stage: str, name: str) -> list[str]:
         out = f"output_dir={self.folder / name}"
@@ -107,7 +108,7 @@ class Runs:
             patch.chdir(self.repository)
             for key, value in self.slurm.environment.items():
                 patch.setenv(key, value)
-            assert launch.main([*self.command(stage, name), *profile, *more]) == code, said.getvalue() + self.logs()
+            assert submit.main([*self.command(stage, name), *profile, *more]) == code, said.getvalue() + self.logs()
         return said.getvalue()
 
     def finish(self, job: str) -> str:

@@ -1,0 +1,1 @@
+"""Foundation of every run: settings, errors, log, files, devices, compiled loops."""

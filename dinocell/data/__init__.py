@@ -1,1 +1,0 @@
-"""Images and labels: reading, preprocessing, labelled data sets, crops."""

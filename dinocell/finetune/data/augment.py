@@ -1,0 +1,121 @@
+"""Random changes of training crops: where they are cut, how they are turned, and their gray values (§3.3.4).
+
+Images here are standardised (zero mean, unit variance over the whole image). The backbone sees
+gray = GRAY_MEAN + GRAY_STD · z, and brightness acts on that gray value; inverting an image and standardising it again
+is −z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dinocell.finetune.config import AugmentConfig
+from dinocell.models.vit.vision_transformer import GRAY_MEAN, GRAY_STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Mirror in y, then in x, then `quarter_turns` counter-clockwise turns by 90 degrees (as `numpy.rot90`)."""
+
+    flip_y: bool = False
+    flip_x: bool = False
+    quarter_turns: int = 0
+
+    def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The turned array (H, W), contiguous."""
+        if self.flip_y:
+            array = array[::-1]
+        if self.flip_x:
+            array = array[:, ::-1]
+        return np.ascontiguousarray(np.rot90(array, self.quarter_turns))
+
+    @property
+    def number(self) -> int:
+        """0 to 7: which of the eight symmetries of the square this is (mirroring in y is in x, then half a turn)."""
+        return 4 * (self.flip_y != self.flip_x) + (self.quarter_turns + 2 * self.flip_y) % 4
+
+    @staticmethod
+    def of_number(number: int) -> Turn:
+        """The symmetry of a number from 0 to 7."""
+        return Turn(flip_x=number >= 4, quarter_turns=number % 4)
+
+
+def random_turn(config: AugmentConfig, rng: np.random.Generator) -> Turn:
+    """Draw mirroring and a multiple of 90 degrees."""
+    flip_y, flip_x = (bool(rng.integers(2)) if config.flips else False for _ in range(2))
+    return Turn(flip_y=flip_y, flip_x=flip_x, quarter_turns=int(rng.integers(4)) if config.rotations else 0)
+
+
+def possible_turns(config: AugmentConfig) -> tuple[int, ...]:
+    """Numbers of the symmetries that `random_turn` can draw."""
+    flips = (False, True) if config.flips else (False,)
+    quarters = range(4) if config.rotations else range(1)
+    return tuple(
+        sorted({Turn(flip_y=y, flip_x=x, quarter_turns=q).number for y in flips for x in flips for q in quarters})
+    )
+
+
+def log_uniform(bounds: tuple[float, float], rng: np.random.Generator) -> float:
+    """A factor whose logarithm is uniform between the bounds."""
+    return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1])))) if bounds[0] < bounds[1] else bounds[0]
+
+
+def augment_intensity(
+    image: NDArray[np.float32], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Change the gray values of a standardised crop (H, W): blur, gamma, noise, inversion, brightness, in turn."""
+    if config.blur and rng.random() < config.blur:
+        blurred = cv2.GaussianBlur(image, (0, 0), max(0.1, rng.uniform(*config.blur_sigma)))
+        image = np.asarray(blurred, np.float32)
+    if config.gamma != (1.0, 1.0):
+        image = gamma_curve(image, log_uniform(config.gamma, rng))
+    if config.noise and rng.random() < config.noise:
+        image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(*config.noise_std))
+    if config.invert and rng.random() < config.invert:
+        image = -image
+    return brighten(image, rng.uniform(*config.brightness))
+
+
+def brighten(image: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """Multiply the gray value GRAY_MEAN + GRAY_STD · z by `factor`, expressed on z."""
+    return (image * np.float32(factor) + np.float32((factor - 1.0) * GRAY_MEAN / GRAY_STD)).astype(np.float32)
+
+
+def gamma_curve(image: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
+    """Raise the crop's values, scaled to 0…1, to a power, keeping the crop's mean and standard deviation."""
+    low, high = float(image.min()), float(image.max())
+    deviation = float(image.std())
+    if high - low < 1e-6 or deviation < 1e-6:
+        return image
+    curved = ((image - low) / (high - low)) ** exponent
+    spread = float(curved.std())
+    if spread < 1e-6:
+        return image
+    return ((curved - curved.mean()) * (deviation / spread) + image.mean()).astype(np.float32)
+
+
+def crop_corner(
+    shape: tuple[int, int], size: int, centre: tuple[float, float] | None, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Top-left corner of a `size` × `size` window inside an image of `shape`.
+
+    Uniform over all positions, or around `centre` (y, x), shifted by up to a quarter of the window.
+    """
+    limits = (shape[0] - size, shape[1] - size)
+    if min(limits) < 0:
+        raise ValueError(f"image {shape} is smaller than the window {size}")
+    if centre is None:
+        return int(rng.integers(limits[0] + 1)), int(rng.integers(limits[1] + 1))
+    shift = rng.uniform(-size / 4, size / 4, size=2)
+    corner = [round(c + s - size / 2) for c, s in zip(centre, shift, strict=True)]
+    return min(max(corner[0], 0), limits[0]), min(max(corner[1], 0), limits[1])
+
+
+def resize_crop(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Resize a square crop: area average when shrinking, bilinear when enlarging."""
+    method = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.float32)

@@ -1,0 +1,170 @@
+"""From labelled images to training samples: cut random crops, make their targets.
+
+A crop's targets are those of the whole cells it touches, cut to the crop: near the border the flow of a cell points to
+the cell's true centre even where that lies outside, so neighbouring inference windows agree about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinocell.core.errors import DataError
+from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.data.augment import augment_intensity, crop_corner, log_uniform, random_turn, resize_crop
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage, compact_labels, pixel_weights, shape2
+from dinocell.finetune.data.sampler import SampleOrder, sample_rng
+from dinocell.images.geometry.resize import resize_labels
+from dinocell.objectives import Objective
+from dinocell.predict.windows import covering_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training crop: image (H, W), target (K, H, W) and pixel weight (H, W), all float32.
+
+    Attributes:
+        window, turn: numbers of the window of the grid and of the symmetry; None where crops are cut anywhere.
+        tokens: the backbone's cached patch tokens (N, D) float16, if there are any.
+    """
+
+    image: NDArray[np.float32]
+    target: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    window: int | None = None
+    turn: int | None = None
+    tokens: NDArray[np.float16] | None = None
+
+
+class TokenSource(Protocol):
+    """Where the cached tokens of a crop come from."""
+
+    def get(self, image: int, window: int, turn: int) -> NDArray[np.float16] | None:
+        """Tokens (N, D) of a window of an image, turned; None when they are not kept."""
+
+
+class CropDataset:
+    """Makes the training sample of a number; the same number always gives the same sample."""
+
+    def __init__(self, store: ImageStore, order: SampleOrder, objective: Objective, config: FinetuneConfig) -> None:
+        self.store, self.order, self._objective = store, order, objective
+        self._config = config
+        self.tokens: TokenSource | None = None
+
+    def __call__(self, number: int) -> Sample:
+        """Sample `number`: the crop of an image drawn by the sampling rule.
+
+        Raises:
+            DataError: no image of the training set can be used.
+        """
+        index = self.order(number)
+        for offset in range(len(self.store)):
+            usable = (index + offset) % len(self.store)
+            prepared = self.store.get(usable)
+            if prepared is not None:
+                sample = self.cut(prepared, sample_rng(self._config.seed, number))
+                if self.tokens is None or sample.window is None or sample.turn is None:
+                    return sample
+                return replace(sample, tokens=self.tokens.get(usable, sample.window, sample.turn))
+        raise DataError(f"none of the {len(self.store)} training images can be used; see the warnings above")
+
+    def cut(self, prepared: PreparedImage, rng: np.random.Generator) -> Sample:
+        """A random, augmented crop of one image with its target and weight."""
+        config, size = self._config.augment, self._config.crop_size
+        zoom = log_uniform(config.scale, rng)
+        window = min(max(1, round(size / zoom)), min(prepared.image.shape))
+        number = None
+        if config.positions == "grid":
+            grid = grid_windows(shape2(prepared.image), self._config)
+            number = int(rng.integers(len(grid)))
+            y, x = grid[number]
+        else:
+            focused = config.cell_focus and rng.random() < config.cell_focus
+            y, x = crop_corner(
+                shape2(prepared.image), window, focus_point(prepared.boxes, rng) if focused else None, rng
+            )
+        turn = random_turn(config, rng)
+
+        image = prepared.image[y : y + window, x : x + window]
+        if window != size:
+            image = resize_crop(image, size)
+        image = augment_intensity(image, config, rng)
+        weight = pixel_weights(prepared, slice(y, y + window), slice(x, x + window))
+        if window != size:
+            weight = resize_labels(weight, (size, size))
+        target = self._target(prepared, (y, x, window))
+        return Sample(
+            image=turn.apply(image).astype(np.float32, copy=False),
+            target=np.ascontiguousarray(
+                self._objective.transform_targets(target, turn.flip_y, turn.flip_x, turn.quarter_turns)
+            ),
+            weight=turn.apply(weight).astype(np.float32, copy=False),
+            window=number,
+            turn=None if number is None else turn.number,
+        )
+
+    def _target(self, prepared: PreparedImage, window: tuple[int, int, int]) -> NDArray[np.float32]:
+        size = self._config.crop_size
+        if self._config.objective.kind == "semantic":  # depends on each pixel alone
+            y, x, side = window
+            return self._objective.targets(resize_labels(prepared.labels[y : y + side, x : x + side], (size, size)))
+        region, (top, left) = labels_around(prepared.labels, prepared.boxes, window, size)
+        return self._objective.targets(region)[:, top : top + size, left : left + size]
+
+
+def grid_windows(shape: tuple[int, int], config: FinetuneConfig) -> list[tuple[int, int]]:
+    """Corners (y, x) of the windows that inference cuts an image of `shape` into; each fills a crop."""
+    return [(w.y, w.x) for w in covering_windows(shape, config.crop_size, config.overlap)]
+
+
+def focus_point(boxes: NDArray[np.int64], rng: np.random.Generator) -> tuple[float, float] | None:
+    """Centre (y, x) of a random cell; every octave of cell size that occurs is drawn equally often."""
+    boxes = boxes[boxes[:, 2] > 0]
+    if not len(boxes):
+        return None
+    side = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    octave = np.floor(np.log2(np.maximum(side, 1.0))).astype(np.int64)
+    candidates = np.flatnonzero(octave == rng.choice(np.unique(octave)))
+    y0, x0, y1, x1 = boxes[rng.choice(candidates)]
+    return (y0 + y1) / 2, (x0 + x1) / 2
+
+
+def labels_around(
+    labels: NDArray[np.int32], boxes: NDArray[np.int64], window: tuple[int, int, int], size: int
+) -> tuple[NDArray[np.int32], tuple[int, int]]:
+    """The whole cells that a window touches, scaled so that the window measures `size` pixels.
+
+    Args:
+        window: y, x and side of the square window in `labels`.
+
+    Returns:
+        Labels of those cells only, renumbered, in a region that holds them whole, and the window's corner in it.
+    """
+    y, x, side = window
+    ids = np.unique(labels[y : y + side, x : x + side])
+    ids = ids[ids > 0]
+    if not len(ids):
+        return np.zeros((size, size), dtype=np.int32), (0, 0)
+    touched = boxes[ids - 1]
+    y0, x0 = min(y, int(touched[:, 0].min())), min(x, int(touched[:, 1].min()))
+    y1, x1 = max(y + side, int(touched[:, 2].max())), max(x + side, int(touched[:, 3].max()))
+    renumber = np.zeros(len(boxes) + 1, dtype=np.int32)
+    renumber[ids] = np.arange(1, len(ids) + 1, dtype=np.int32)
+    if side == size:
+        return renumber[labels[y0:y1, x0:x1]], (y - y0, x - x0)
+    zoom = size / side
+    rows, top = _scaled_index(y, y0, y1, zoom, size)
+    columns, left = _scaled_index(x, x0, x1, zoom, size)
+    scaled = renumber[labels[np.ix_(rows, columns)]]
+    return compact_labels(scaled), (top, left)
+
+
+def _scaled_index(start: int, low: int, high: int, zoom: float, size: int) -> tuple[NDArray[np.int64], int]:
+    """Source index of each target pixel along one axis, so that the window begins exactly on a target pixel."""
+    before = int(np.ceil((start - low) * zoom))
+    after = max(0, int(np.ceil((high - start) * zoom)) - size)
+    position = start + (np.arange(-before, size + after) + 0.5) / zoom
+    return np.clip(np.floor(position).astype(np.int64), low, high - 1), before

@@ -1,0 +1,1 @@
+"""The run folder, the model folder and the report of a fine-tuning run."""

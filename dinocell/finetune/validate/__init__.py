@@ -1,0 +1,1 @@
+"""Validation and tuning of the decoding."""

@@ -1,0 +1,1 @@
+"""Image files of any kind, read as gray planes."""

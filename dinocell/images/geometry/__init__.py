@@ -1,0 +1,1 @@
+"""Resizing and resampling of images, label images and maps."""

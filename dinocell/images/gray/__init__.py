@@ -1,0 +1,1 @@
+"""Gray planes: channels combined, contrast, preprocessing, sharpness."""

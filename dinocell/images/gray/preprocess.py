@@ -1,0 +1,59 @@
+"""dinocell.images.gray.preprocess"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dinocell.core import log
+from dinocell.core.config import field
+from dinocell.core.errors import ConfigError, DataError
+from dinocell.images.gray.clahe import apply_clahe
+from dinocell.images.gray.contrast import stretch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """How an image becomes the network's input."""
+
+    clahe: bool = field(True, "contrast-limited adaptive histogram equalisation of the whole image (paper)")
+    clahe_clip: float = field(1.0, "CLAHE clip limit", "× the mean bin count")
+    clahe_tiles: int = field(8, "CLAHE tiles a side")
+    percentile_low: float = field(0.1, "percentile that becomes black before CLAHE", "%")
+    percentile_high: float = field(99.9, "percentile that becomes white before CLAHE", "%")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.percentile_low < self.percentile_high <= 100:
+            raise ConfigError(
+                f"percentile_low: needs 0 ≤ low < high ≤ 100, got {self.percentile_low} and {self.percentile_high}"
+            )
+        if self.clahe_clip <= 0:
+            raise ConfigError(f"clahe_clip: must be above 0, got {self.clahe_clip}")
+        if self.clahe_tiles < 1:
+            raise ConfigError(f"clahe_tiles: must be at least 1, got {self.clahe_tiles}")
+
+
+def preprocess_plane(gray: npt.NDArray[Any], config: PreprocessConfig | None = None) -> npt.NDArray[np.float32]:
+    """Whole gray image (H, W) of any dtype → float32 (H, W) with zero mean and unit variance.
+
+    NaN and infinities take the low end. A constant image comes out as zeros, with a warning.
+
+    Raises:
+        DataError: not a plane, or empty.
+    """
+    config = config or PreprocessConfig()
+    if gray.ndim != 2 or gray.size == 0:
+        raise DataError(f"preprocess needs a gray image (H, W), got shape {gray.shape}; to_gray() makes one")
+    unit = stretch(gray, config.percentile_low, config.percentile_high)
+    if unit is None:
+        log.warning(f"constant image of {gray.shape[0]}×{gray.shape[1]} px: nothing to normalise, zeros instead")
+        return np.zeros(gray.shape, dtype=np.float32)
+    if config.clahe:
+        unit = apply_clahe(unit, config.clahe_clip, config.clahe_tiles)
+    mean, deviation = float(unit.mean(dtype=np.float64)), float(unit.std(dtype=np.float64))
+    unit -= np.float32(mean)
+    unit *= np.float32(1 / max(deviation, 1e-12))
+    return unit

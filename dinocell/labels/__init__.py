@@ -1,0 +1,1 @@
+"""Label images as objects: files, cells, regions, contours, polygons, tables."""

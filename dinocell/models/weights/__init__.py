@@ -1,0 +1,1 @@
+"""Weights of backbones: published layouts, loading at another resolution, export."""

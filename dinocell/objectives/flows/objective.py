@@ -1,0 +1,231 @@
+"""Flows: every pixel of a cell points along the heat that diffuses from the cell's centre (the default objective).
+
+Targets and decoding are those of Cellpose (Stringer et al., Nature Methods 18, 100, 2021) that the paper uses (§3.3);
+docs/objectives.md says where the algorithms differ and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinocell.core import log
+from dinocell.labels.cells import Cells, measure_cells
+from dinocell.labels.regions import fill_holes
+from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
+from dinocell.objectives.flows import walk
+from dinocell.objectives.flows.seeds import label_sinks
+from dinocell.objectives.flows.targets import Variant, flow_errors, masks_to_flows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeReport:
+    """What decoding kept and what it dropped, in the order of its checks.
+
+    Attributes:
+        cells: cells in the result.
+        too_large: (y0, y1, x0, x1, pixels) of each mask dropped for its size.
+        inconsistent: (y0, y1, x0, x1, pixels) of each mask dropped for its flow error.
+        too_small: masks under `min_size`.
+        unassigned: pixels above the threshold whose sink gathered too few pixels for a seed.
+    """
+
+    cells: int
+    too_large: tuple[tuple[int, ...], ...] = ()
+    inconsistent: tuple[tuple[int, ...], ...] = ()
+    too_small: int = 0
+    unassigned: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cells} cells kept; dropped: {len(self.too_large)} too large, {len(self.inconsistent)} whose flow "
+            f"disagrees with their shape, {self.too_small} too small, {self.unassigned} pixels without a seed"
+        )
+
+
+def decode_flows(
+    flows: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    threshold: float = 0.5,
+    *,
+    flow_error: float = 0.4,
+    max_size_fraction: float = 0.4,
+    min_size: int = 15,
+    max_steps: int = walk.MAX_STEPS,
+    variant: Variant = "cellpose",
+    threads: int = 1,
+    frame: Frame | None = None,
+) -> tuple[Labels, DecodeReport]:
+    """As `flows_to_masks`, and says what was dropped and why.
+
+    `frame` says where the maps lie in a larger image, so that a part decodes as the whole does.
+    """
+    flows = np.ascontiguousarray(flows, np.float32)
+    probability = np.ascontiguousarray(probability, np.float32)
+    if flows.shape != (2, *probability.shape) or probability.ndim != 2:
+        raise ValueError(f"flows must be (2, H, W) and probability (H, W), got {flows.shape} and {probability.shape}")
+    labels = walk.end_points(flows, probability, threshold, max_steps, threads, frame)
+    count, inside = label_sinks(labels)
+    cells = measure_cells(labels, count)
+    unassigned = inside - int(cells.areas.sum())
+    large = cells.areas > max_size_fraction * labels.size
+    too_large = _describe(cells, large)
+    cells = cells.without(large)
+    inconsistent: tuple[tuple[int, ...], ...] = ()
+    if flow_error > 0:
+        bad = flow_errors(cells, flows, variant, threads) > flow_error
+        inconsistent = _describe(cells, bad)
+        cells = cells.without(bad)
+    areas = cells.areas + fill_holes(labels)[cells.numbers]
+    small = areas < min_size
+    cells = cells.without(small)
+    report = DecodeReport(
+        cells=len(cells.numbers),
+        too_large=too_large,
+        inconsistent=inconsistent,
+        too_small=int(small.sum()),
+        unassigned=unassigned,
+    )
+    return labels, report
+
+
+def _describe(cells: Cells, chosen: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
+    rows = np.concatenate([cells.boxes[chosen], cells.areas[chosen, None]], axis=1)
+    return tuple(tuple(int(value) for value in row) for row in rows)
+
+
+def flows_to_masks(
+    flows: npt.ArrayLike,
+    probability: npt.ArrayLike,
+    threshold: float = 0.5,
+    *,
+    flow_error: float = 0.4,
+    max_size_fraction: float = 0.4,
+    min_size: int = 15,
+    max_steps: int = walk.MAX_STEPS,
+    variant: Variant = "cellpose",
+    threads: int = 1,
+) -> Labels:
+    """Decodes flows into labels.
+
+    Masks dropped for their size are named in a warning; everything else dropped is counted in an INFO record of the
+    logger `dinocell.objectives.flows.objective`, and returned by `decode_flows`.
+
+    Args:
+        flows: (2, H, W) dy then dx at unit scale (divide by `flow_scale` first), any float dtype.
+        probability: (H, W) in [0, 1] (a probability, not a logit).
+        threshold: pixels with probability above it belong to cells.
+        flow_error: drop masks whose own flow differs from `flows` by more than this mean square; 0 = no check.
+        max_size_fraction: drop masks larger than this part of the image.
+        min_size: drop masks under this many pixels, after holes are filled.
+        max_steps: Euler steps; a pixel that is then still going may take up to H + W more (see walk.py).
+        variant: target variant that the flow check recomputes (see `masks_to_flows`).
+        threads: threads that share rows and cells.
+
+    Returns:
+        (H, W) int32 labels 1…n without gaps, 0 = background.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    labels, report = decode_flows(
+        flows,
+        probability,
+        threshold,
+        flow_error=flow_error,
+        max_size_fraction=max_size_fraction,
+        min_size=min_size,
+        max_steps=max_steps,
+        variant=variant,
+        threads=threads,
+    )
+    announce(report, max_size_fraction)
+    return labels
+
+
+def announce(report: DecodeReport, max_size_fraction: float) -> None:
+    """Logs the report, and prints one line that names the masks dropped for their size, if there are any."""
+    logger.info("%s", report)
+    if report.too_large:
+        boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, y1, x0, x1, area in report.too_large)
+        log.warning(
+            f"dropped {len(report.too_large)} mask(s) larger than max_size_fraction={max_size_fraction:g} of the "
+            f"image: {boxes}; raise max_size_fraction to keep them"
+        )
+
+
+class FlowsObjective:
+    """Flow and probability maps (paper §3.3): mean squared error on each map, summed."""
+
+    channels = ("flow_y", "flow_x", "probability")
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    def targets(self, labels: npt.ArrayLike) -> Array:
+        """(H, W) labels → (3, H, W): dy, dx at unit length whatever `flow_scale` is, and label > 0."""
+        flows = masks_to_flows(labels, self.config.flow_variant)
+        return np.concatenate([flows, (np.asarray(labels) > 0)[None]], axis=0, dtype=np.float32)
+
+    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Σ over maps of Σ(L·M)/ΣM; L squares differences from `flow_scale` × target, or is BCE on the logit."""
+        prediction, target = prediction.float(), target.float()
+        weight = weight[:, 0].float()  # [B, H, W]
+        flow = (prediction[:, :2] - self.config.flow_scale * target[:, :2]).square().sum(dim=1)  # [B, H, W]
+        if self.config.probability_loss == "mse":
+            cell = (prediction[:, 2] - target[:, 2]).square()
+        else:
+            cell = F.binary_cross_entropy_with_logits(prediction[:, 2], target[:, 2], reduction="none")
+        return weighted_mean(flow + cell, weight)
+
+    def split(self, prediction: Array) -> tuple[Array, Array]:
+        """Raw output (3, H, W) → flows (2, H, W) at unit scale and probability (H, W) in [0, 1]."""
+        flows = np.ascontiguousarray(prediction[:2], np.float32)
+        if self.config.flow_scale != 1:
+            flows = flows / np.float32(self.config.flow_scale)
+        raw = np.ascontiguousarray(prediction[2], np.float32)
+        if self.config.probability_loss == "bce_with_logits":
+            return flows, torch.sigmoid(torch.from_numpy(raw)).numpy()
+        return flows, np.clip(raw, 0.0, 1.0)
+
+    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
+        """Raw output (3, H, W) → labels (H, W); warns of masks dropped for their size."""
+        labels, report = self.decode_with_report(prediction, frame)
+        announce(report, self.config.max_size_fraction)
+        return labels
+
+    def decode_with_report(self, prediction: Array, frame: Frame | None = None) -> tuple[Labels, DecodeReport]:
+        """As `decode`, and says what was dropped and why."""
+        config = self.config
+        return decode_flows(
+            *self.split(prediction),
+            config.threshold,
+            flow_error=config.flow_error,
+            max_size_fraction=config.max_size_fraction,
+            min_size=config.min_size,
+            max_steps=config.max_steps,
+            variant=config.flow_variant,
+            threads=torch.get_num_threads(),
+            frame=frame,
+        )
+
+    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
+        """Exact targets of the flipped and turned image: pixels move and flow components change sign or place."""
+        turned = turn(target, flip_y, flip_x, rot90_k)
+        dy, dx = (-turned[0] if flip_y else turned[0]), (-turned[1] if flip_x else turned[1])
+        match rot90_k % 4:
+            case 1:
+                dy, dx = -dx, dy
+            case 2:
+                dy, dx = -dy, -dx
+            case 3:
+                dy, dx = dx, -dy
+        return np.stack([dy, dx, *turned[2:]])

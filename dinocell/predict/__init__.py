@@ -1,0 +1,1 @@
+"""A trained network over an image of any size."""

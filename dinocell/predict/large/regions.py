@@ -1,0 +1,135 @@
+"""Resampling of a region as it would be cut from the resampled whole: exact area averages, cubic and linear kernels.
+
+The results are those of `cv2.resize` with INTER_AREA, INTER_CUBIC and INTER_LINEAR on the whole image, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from dinocell.images.mapped import release
+
+Float32 = NDArray[np.float32]
+Kernel = Literal["area", "cubic", "linear"]
+CUBIC_A = -0.75  # OpenCV's
+
+
+class Picture(Protocol):
+    """A preprocessed image, read by region."""
+
+    size: tuple[int, int]
+    constant: bool
+
+    def region(self, rows: slice, columns: slice) -> Float32: ...
+
+
+class WholePicture:
+    """A preprocessed image in memory, z (H, W) float32."""
+
+    constant = False
+
+    def __init__(self, z: Float32) -> None:
+        self.z = z
+        self.size: tuple[int, int] = (z.shape[0], z.shape[1])
+
+    def region(self, rows: slice, columns: slice) -> Float32:
+        """z (h, w) of a region."""
+        return self.z[rows, columns]
+
+
+class ScaledPicture:
+    """A picture of another scale, resampled where it is read."""
+
+    def __init__(self, picture: Picture, size: tuple[int, int]) -> None:
+        self.picture, self.size, self.constant = picture, size, picture.constant
+        self.kernel: Kernel = "area" if size[0] * size[1] < picture.size[0] * picture.size[1] else "cubic"
+
+    def region(self, rows: slice, columns: slice) -> Float32:
+        """z (h, w) of a region."""
+        return resample(self.picture.region, self.picture.size, self.size, rows, columns, self.kernel)
+
+
+class ScaledMaps:
+    """Maps (K, h, w) seen at another size (K, H, W), resampled where they are read; as `tiling.resize_maps`."""
+
+    ndim = 3
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, maps: Float32, size: tuple[int, int]) -> None:
+        self.maps = maps
+        self.shape: tuple[int, int, int] = (len(maps), *size)
+        self.kernel: Kernel = "area" if size[0] * size[1] < maps.shape[1] * maps.shape[2] else "linear"
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, key: Any) -> Float32:
+        key = key if isinstance(key, tuple) else (key,)
+        which, rows, columns = (*key, slice(None), slice(None))[:3]
+        rows, columns = (slice(*part.indices(n)) for part, n in zip((rows, columns), self.shape[1:], strict=True))
+        chosen = self.maps[which]
+        single = chosen.ndim == 2
+        size = (self.maps.shape[1], self.maps.shape[2])
+        planes = [
+            resample(WholePicture(one).region, size, self.shape[1:], rows, columns, self.kernel)
+            for one in ([chosen] if single else chosen)
+        ]
+        return planes[0] if single else np.stack(planes)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float32:
+        return self[:].astype(dtype or np.float32, copy=False)
+
+    def drop(self) -> None:
+        """Give the pages of file-backed maps back to the system."""
+        release(self.maps)
+
+
+def resample(
+    read: Callable[[slice, slice], NDArray[Any]],
+    source: tuple[int, int],
+    target: tuple[int, int],
+    rows: slice,
+    columns: slice,
+    kernel: Kernel,
+) -> Float32:
+    """Rows and columns of an image of size `source` resampled to `target`; `read` gives what it needs of the source."""
+    top, bottom, down = _weights(source[0], target[0], rows.start, rows.stop, kernel)
+    left, right, across = _weights(source[1], target[1], columns.start, columns.stop, kernel)
+    part = np.asarray(read(slice(top, bottom), slice(left, right)), np.float32)
+    return np.ascontiguousarray((across @ (down @ part).T).T, np.float32)
+
+
+def _weights(source: int, target: int, start: int, stop: int, kernel: Kernel) -> tuple[int, int, Any]:
+    """Weights (stop − start, n) of the source pixels first … last (exclusive) in the target pixels start … stop."""
+    step = source / target
+    position = np.arange(start, stop)
+    if kernel == "area":
+        low, high = position * step, np.minimum((position + 1) * step, source)
+        taps = np.floor(low)[:, None].astype(int) + np.arange(int(np.ceil(step)) + 1)
+        weights = np.clip(np.minimum(taps + 1, high[:, None]) - np.maximum(taps, low[:, None]), 0, None)
+        weights /= weights.sum(axis=1, keepdims=True)
+    else:
+        centre = (position + 0.5) * step - 0.5
+        base = np.floor(centre).astype(int)
+        t = centre - base
+        offsets, weights = ([-1, 0, 1, 2], _cubic(t)) if kernel == "cubic" else ([0, 1], np.stack([1 - t, t], axis=1))
+        taps = base[:, None] + np.array(offsets)
+    taps = np.clip(taps, 0, source - 1)
+    first, last = int(taps.min()), int(taps.max()) + 1
+    line = np.repeat(np.arange(len(position)), taps.shape[1])
+    matrix = sparse.csr_matrix((weights.ravel(), (line, taps.ravel() - first)), (len(position), last - first))
+    return first, last, matrix.astype(np.float32)
+
+
+def _cubic(t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of the pixels −1, 0, 1, 2 around a point `t` after pixel 0 (Keys 1981)."""
+    a = CUBIC_A
+    before = ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a
+    here = ((a + 2) * t - (a + 3)) * t * t + 1
+    there = ((a + 2) * (1 - t) - (a + 3)) * (1 - t) * (1 - t) + 1
+    return np.stack([before, here, there, 1 - before - here - there], axis=1)

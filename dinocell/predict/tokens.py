@@ -1,0 +1,141 @@
+"""Embeddings of cells: the mean of the backbone's patch tokens over the pixels of each cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor, nn
+
+from dinocell.core.errors import ConfigError
+from dinocell.models import SegmentationModel
+from dinocell.predict.placement import MAX_UPSCALE, Fit, content_size, enlarge
+from dinocell.predict.runner import evaluating, run_batch
+from dinocell.predict.windows import Window, covering_windows, taper
+
+BAND_ROWS = 2048
+
+Float32 = NDArray[np.float32]
+Size = tuple[int, int]
+
+
+class _Encoder(nn.Module):
+    """The patch tokens that the model's decoder gets."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.model.encode(z)  # [B, N, D]
+
+
+def cell_embeddings(
+    model: nn.Module,
+    labels: NDArray[Any],
+    region: Callable[[Window], Float32],
+    frame: Size,
+    content: Size,
+    *,
+    window: int,
+    overlap: int,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Float32:
+    """One vector a cell: at each pixel the tokens of its windows, blended as the maps are, then their mean.
+
+    The backbone runs once more, over the windows that hold cells; a token counts by its share of the cell's pixels.
+
+    Args:
+        model: a `SegmentationModel`.
+        labels: (H, W) integers, 0 = background.
+        region: the network's input (h, w) in a window of the frame.
+        frame: size of the network's input.
+        content: size of the part of the frame that shows the image (the rest, below and to the right, is padding).
+        window, overlap, batch_size, device, dtype: as for `predict_maps`.
+
+    Returns:
+        (n, D) float32, in the order of the labels present.
+
+    Raises:
+        ConfigError: the network has no patch tokens.
+    """
+    if not isinstance(model, SegmentationModel):
+        raise ConfigError("embeddings: this network has no backbone whose tokens could be averaged")
+    lookup, areas = _ranks(labels)
+    sums = np.zeros((len(areas), model.backbone.embed_dim), np.float32)
+    lines = [_frame_lines(length, shown) for length, shown in zip(labels.shape, content, strict=True)]
+    tiles = [at for at in covering_windows(frame, window, overlap) if labels[_slices(lines, at)].any()]
+    encoder = _Encoder(model).eval()
+    with evaluating(model):
+        for start in range(0, len(tiles), batch_size):
+            batch = tiles[start : start + batch_size]
+            tokens = run_batch(encoder, [region(at) for at in batch], device, dtype)  # [B, N, D]
+            for at, values in zip(batch, tokens, strict=True):
+                ranks = lookup[labels[_slices(lines, at)]]
+                _add(sums, values, ranks, lines, at, taper(at, frame, window, overlap))
+    return np.asarray(sums / areas[:, None], np.float32)
+
+
+def frame_of(z: Float32, size: Size, window: int, fit: Fit) -> tuple[Float32, Size]:
+    """The network's input as it is cut into windows, and the size of the part of it that shows the image.
+
+    Args:
+        z: a prepared plane, resized or padded if `fit` says so.
+        size: (height, width) of the image.
+    """
+    if fit != "tile":
+        return z, content_size(size, window, fit)
+    scale = max(1.0, min(window / min(z.shape), MAX_UPSCALE))
+    return enlarge(z, window), (max(1, round(z.shape[0] * scale)), max(1, round(z.shape[1] * scale)))
+
+
+def _ranks(labels: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """A table that renumbers labels to 0 (background), 1 … n without gaps, and the area of each cell."""
+    counts = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    for top in range(0, len(labels), BAND_ROWS):  # large labels lie in a file
+        counts += np.bincount(labels[top : top + BAND_ROWS].ravel(), minlength=len(counts))
+    present = np.flatnonzero(counts[1:]) + 1
+    lookup = np.zeros(len(counts), np.int32)
+    lookup[present] = np.arange(1, len(present) + 1)
+    return lookup, counts[present]
+
+
+def _frame_lines(length: int, shown: int) -> NDArray[np.int64]:
+    """For each row (or column) of the image the one of the frame that shows its centre."""
+    return ((np.arange(length) + 0.5) * shown / length).astype(np.int64)
+
+
+def _slices(lines: list[NDArray[np.int64]], at: Window) -> tuple[slice, slice]:
+    """The part of the image whose pixel centres lie in a window."""
+    (y0, y1), (x0, x1) = (
+        np.searchsorted(line, [start, start + length])
+        for line, start, length in zip(lines, (at.y, at.x), (at.height, at.width), strict=True)
+    )
+    return slice(int(y0), int(y1)), slice(int(x0), int(x1))
+
+
+def _add(
+    sums: Float32,
+    tokens: Float32,
+    ranks: NDArray[np.int32],
+    lines: list[NDArray[np.int64]],
+    at: Window,
+    weights: Float32,
+) -> None:
+    """Add the tokens (N, D) of one window to the cells in it, each pixel with its weight in the window."""
+    side = math.isqrt(len(tokens))
+    y, x = (line[part] - first for line, part, first in zip(lines, _slices(lines, at), (at.y, at.x), strict=True))
+    inside = ranks > 0
+    token = (y * side // at.height)[:, None] * side + (x * side // at.width)
+    cells, index = np.unique(ranks[inside], return_inverse=True)
+    share = sparse.coo_matrix(
+        (weights[np.ix_(y, x)][inside], (index, token[inside])), shape=(len(cells), len(tokens))
+    ).tocsr()
+    sums[cells - 1] += share @ tokens

@@ -1,0 +1,1 @@
+"""Crops and masks of stage 1."""

@@ -1,0 +1,1 @@
+"""Student, teacher, heads and losses of stage 1."""

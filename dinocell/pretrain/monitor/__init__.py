@@ -1,0 +1,1 @@
+"""Monitors of stage 1: ranks, probes, the best teacher."""

@@ -1,0 +1,21 @@
+"""Segmentation: images in, cells out."""
+
+from dinocell.segmentation.api import load_model, segment
+from dinocell.segmentation.folder import RunSummary, image_files, run
+from dinocell.segmentation.options import SegmentOptions
+from dinocell.segmentation.result import SegmentationResult
+from dinocell.segmentation.segmenter import Segmenter
+from dinocell.segmentation.shards import Shard, merge_shards
+
+__all__ = [
+    "RunSummary",
+    "SegmentOptions",
+    "SegmentationResult",
+    "Segmenter",
+    "Shard",
+    "image_files",
+    "load_model",
+    "merge_shards",
+    "run",
+    "segment",
+]

@@ -1,0 +1,264 @@
+"""The typical diameter of the cells in an image, estimated with the model itself.
+
+A network that predicts flows tells by itself whether it sees cells of a size it knows: the flows it predicts are then
+those of the cells that come out of them, which have that size. So parts of the image are segmented at several scales,
+and the scale where both hold best says how large the cells are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinocell.core.errors import ConfigError
+from dinocell.labels.cells import find_cells
+from dinocell.objectives.flows.objective import FlowsObjective
+from dinocell.objectives.flows.targets import flow_errors
+from dinocell.predict.large.regions import Picture, ScaledPicture
+from dinocell.predict.placement import mirrored
+from dinocell.segmentation.options import SegmentOptions
+
+SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 5))
+WINDOWS = 4
+CANDIDATES = 8
+DOUBT = 0.6
+"""Added to the flow error, divided by the evidence: two small cells that fit well by chance prove little."""
+COVER = 80
+"""Evidence is the number of cells and this many times the square of what they cover of the windows looked at: one cell
+that fills half of the picture counts as 21, one that fills a twentieth as one."""
+HYPOTHESES = 3
+"""So many of the scales that fit best are looked at again, each where its cells would have the size the model knows;
+one more is that which fits best when the size counts."""
+MISFIT = 0.5
+"""Added for each factor of two between the cells that a model finds at a scale and the sizes that it knows."""
+FAR = 0.05
+"""Added for each factor of two by which a scale is smaller than the usual one."""
+ENLARGED = 0.1
+"""Added for each factor of two by which it is larger: enlarged specks often look like round cells."""
+FEW = 2
+MOST_FOR_FEW = 2.0
+"""So few cells are no evidence for a scale that differs from the usual one by more than so many factors of two: a whole
+colony, shrunk to a dot, fits as a single cell."""
+SURE = 0.6
+"""Flow error with doubt, and with how far the scale is, above which the cells found are no better than what a network
+finds in texture; enlarged texture most of all."""
+WARNED = 0.5
+"""The same, above which the user is told to look."""
+UNSURE = "diameter auto: not sure"
+MAX_RESCALE = 16.0
+
+Float32 = NDArray[np.float32]
+Predict = Callable[[list[Float32]], Float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What was found.
+
+    Attributes:
+        scale: factor from the image's pixels to the model's; when not sure, that of the training images.
+        diameter: of the cells, px of the image; None when not sure.
+        cells: number of cells looked at.
+        error: mean squared flow error of these cells.
+        misfit: by how many factors of two these cells, at that scale, miss the sizes that the model knows.
+        far: by how many factors of two the scale is above the usual one; below it, negative.
+        share: part of the windows looked at that these cells cover.
+        doubtful: whether there is a diameter, but the user should look whether it is right.
+    """
+
+    scale: float
+    diameter: float | None
+    cells: int
+    error: float = np.inf
+    misfit: float = 0.0
+    far: float = 0.0
+    share: float = 0.0
+    doubtful: bool = False
+
+    def __str__(self) -> str:
+        if self.diameter is None:
+            found = f"{self.cells} cells with flow error {self.error:.2f}" if self.cells else "no cells"
+            scaled = "own scale kept" if self.scale == 1 else f"scaled by {self.scale:.3g}, as in training"
+            return f"{UNSURE} ({found}), {scaled}; give the diameter if the cells come out wrong"
+        scaled = f"scaled by {self.scale:.3g}" if self.scale != 1 else "own scale kept, which the model knows"
+        if self.doubtful:
+            found = f"{self.cells} cells with flow error {self.error:.2f}"
+            return f"{UNSURE}, perhaps {self.diameter:.3g} px ({found}): {scaled}; give the diameter if it is wrong"
+        return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells: {scaled}"
+
+
+def is_routine(note: str) -> bool:
+    """Whether a note only says which scale was taken, so that nobody need be warned."""
+    return note.startswith(("diameter auto:", "scaled by")) and not note.startswith(UNSURE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a model knows: diameters (px) of its training cells.
+
+    `median` is that of all of them; `smallest` and `largest` are the smallest and largest median of its data sets, and
+    the bounds between which the recipe brought that of every image. `usual` is the factor that images were scaled by in
+    training, the median of its data sets'.
+    """
+
+    median: float
+    smallest: float
+    largest: float
+    usual: float = 1.0
+
+    def scale_for(self, diameter: float) -> float:
+        """Factor that brings cells of a diameter into the range that the model knows; 1 for those in it."""
+        return float(np.clip(diameter, self.smallest, self.largest) / diameter)
+
+
+def training_diameters(meta: Mapping[str, Any]) -> Trained | None:
+    """What a model's folder says about the cells it was trained on; None where it does not."""
+    training = meta.get("training") or {}
+    median = training.get("diameter")
+    if not median:
+        return None
+    datasets = [entry for entry in training.get("datasets") or () if entry.get("diameter")]
+    known = [float(median), *(float(entry["diameter"]) for entry in datasets)]
+    low, high = (float(training.get(key) or 0) for key in ("min_diameter", "max_diameter"))
+    if low and high:  # one limit alone says nothing of the other end; adapt sets one that no image reaches
+        known += [low, high]
+    scales = [float(entry.get("scale") or 1.0) for entry in datasets]
+    usual = float(np.median(scales)) if scales else 1.0
+    return Trained(median=float(median), smallest=min(known), largest=max(known), usual=usual)
+
+
+def told_scale(meta: Mapping[str, Any], options: SegmentOptions) -> float:
+    """Factor from the image's pixels to the model's that the user asked for; 1 where nothing was.
+
+    Raises:
+        ConfigError: the model does not know its own size, or the factor is beyond reason.
+    """
+    training = meta.get("training") or {}
+    if options.diameter == "own":
+        return 1.0
+    if options.diameter is not None:
+        assert options.diameter != "auto"
+        ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
+        scale = None if not ours else ours / theirs
+    elif options.pixel_size is not None:
+        ours, theirs, name = training.get("pixel_size"), options.pixel_size, "pixel_size"
+        scale = None if not ours else theirs / ours
+    else:
+        return 1.0
+    if scale is None:
+        if name == "pixel_size":
+            return 1.0  # still used for areas in µm²
+        raise ConfigError(f"{name}: this model does not record the {name} it was trained at; leave {name} out")
+    if not 1 / MAX_RESCALE <= scale <= MAX_RESCALE:
+        raise ConfigError(f"{name}: {theirs:g} scales the image by {scale:.3g}; the model was trained at {ours:g}")
+    return float(scale)
+
+
+def estimate_diameter(
+    picture: Picture, predict: Predict, objective: FlowsObjective, window: int, trained: Trained
+) -> Estimate:
+    """The typical diameter of the cells in a picture, and the scale at which the model should see it.
+
+    Args:
+        picture: preprocessed.
+        predict: windows (window, window) → maps (B, 3, window, window).
+        objective: of the model, without flow check.
+        window: side of the network's input, px.
+        trained: diameters that the model knows.
+    """
+
+    def look(scale: float) -> Estimate:
+        return _look(picture, predict, objective, window, scale, trained)
+
+    grid = [look(scale) for scale in SCALES]
+    looks = [*sorted(grid, key=_fit)[:HYPOTHESES], min(grid, key=_rank)]
+    again = {trained.median / found.diameter for found in looks if found.diameter is not None}
+    best = min([*looks, *(look(scale) for scale in sorted(again))], key=_rank)
+    if best.diameter is None or _fit(best) > SURE:
+        return Estimate(scale=trained.usual, diameter=None, cells=best.cells, error=best.error)
+    return Estimate(
+        scale=trained.scale_for(best.diameter),
+        diameter=best.diameter,
+        cells=best.cells,
+        error=best.error,
+        doubtful=_fit(best) > WARNED,
+    )
+
+
+def _rank(estimate: Estimate) -> float:
+    return _fit(estimate) + MISFIT * estimate.misfit
+
+
+def _fit(estimate: Estimate) -> float:
+    return _doubtful_error(estimate) + max(ENLARGED * estimate.far, -FAR * estimate.far)
+
+
+def _doubtful_error(estimate: Estimate) -> float:
+    if estimate.cells <= FEW and abs(estimate.far) > MOST_FOR_FEW:
+        return np.inf
+    return estimate.error + DOUBT / max(estimate.cells + COVER * estimate.share**2, 1)
+
+
+def _look(
+    picture: Picture, predict: Predict, objective: FlowsObjective, window: int, scale: float, trained: Trained
+) -> Estimate:
+    """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
+    diameters: list[NDArray[np.float64]] = []
+    total = area = covered = seen = 0.0
+    parts = _windows(picture, window, scale)
+    for part, maps in zip(parts, predict([mirrored(part, window) for part in parts]), strict=True):
+        height, width = part.shape
+        seen += height * width
+        flows, _ = objective.split(maps)
+        cells = find_cells(objective.decode(maps))
+        if not len(cells.numbers):
+            continue
+        errors = flow_errors(cells, flows, objective.config.flow_variant)
+        middle = (cells.boxes[:, [0, 2]] + cells.boxes[:, [1, 3]]) / 2  # y, x
+        own = (middle < [height, width]).all(axis=1)
+        total += float((errors * cells.areas)[own].sum())
+        area += float(cells.areas[own].sum())
+        inside = own & (cells.boxes[:, [0, 2]] > 0).all(axis=1) & (cells.boxes[:, [1, 3]] < window).all(axis=1)
+        covered += float(cells.areas[inside].sum())
+        diameters.append(2 * np.sqrt(cells.areas[inside] / np.pi) / scale)
+    found = np.concatenate(diameters) if diameters else np.zeros(0)
+    if not len(found):
+        return Estimate(scale=scale, diameter=None, cells=0)
+    diameter = float(np.median(found))
+    misfit, far = abs(float(np.log2(trained.scale_for(diameter * scale)))), float(np.log2(scale / trained.usual))
+    return Estimate(
+        scale=scale,
+        diameter=diameter,
+        cells=len(found),
+        error=total / area,
+        misfit=misfit,
+        far=far,
+        share=min(covered / seen, 1.0),
+    )
+
+
+def _windows(picture: Picture, window: int, scale: float) -> list[Float32]:
+    """The parts with the most contrast out of some spread over the picture; smaller than a window where it is."""
+    size = (max(1, round(picture.size[0] * scale)), max(1, round(picture.size[1] * scale)))
+    scaled = picture if size == picture.size else ScaledPicture(picture, size)
+    places = _places(size, window)
+    parts = [scaled.region(slice(y, min(y + window, size[0])), slice(x, min(x + window, size[1]))) for y, x in places]
+    parts.sort(key=lambda part: -float(part.std()))
+    return parts[:WINDOWS]
+
+
+def _places(size: tuple[int, int], window: int) -> list[tuple[int, int]]:
+    """Corners of up to `CANDIDATES` windows, spread evenly over all that do not overlap."""
+    free = [(y, x) for y in _starts(size[0], window) for x in _starts(size[1], window)]
+    chosen = np.unique(np.linspace(0, len(free) - 1, CANDIDATES).round().astype(int))
+    return [free[number] for number in chosen]
+
+
+def _starts(length: int, window: int) -> list[int]:
+    count = max(1, length // window)
+    slack = max(0, length - count * window)
+    return [number * window + round(slack * (number + 0.5) / count) for number in range(count)]

@@ -1,0 +1,375 @@
+"""`Segmenter`: a trained model, its preprocessing and its decoding, applied to images of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dinocell.core import device as devices
+from dinocell.core import log
+from dinocell.core.config import from_dict
+from dinocell.core.errors import ConfigError
+from dinocell.images.depth import choose_depth
+from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
+from dinocell.images.gray.streamed import StreamedInput
+from dinocell.images.planes import Image, InputPlane, Plane, count_planes, iter_planes, loaded, open_image
+from dinocell.labels.cells import compact_dtype
+from dinocell.models import load_model_folder
+from dinocell.models.packaged import find_model
+from dinocell.objectives import ObjectiveConfig, build_objective
+from dinocell.objectives.flows.objective import FlowsObjective
+from dinocell.predict.large.regions import Picture, ScaledPicture, WholePicture
+from dinocell.predict.large.work_folder import Scratch
+from dinocell.predict.placement import Fit, fit_plane, mirrored, unfit_maps
+from dinocell.predict.runner import evaluating, predict_stream, run_batch
+from dinocell.predict.tokens import cell_embeddings, frame_of
+from dinocell.predict.views import VIEWS, averaged
+from dinocell.predict.windows import OVERLAP, Window
+from dinocell.segmentation.diameter import Estimate, estimate_diameter, is_routine, told_scale, training_diameters
+from dinocell.segmentation.job import Job
+from dinocell.segmentation.large_image import segment_large
+from dinocell.segmentation.options import SegmentOptions, merge_options
+from dinocell.segmentation.result import SegmentationResult
+
+LARGE_PIXELS = 64 * 2**20
+
+Float32 = NDArray[np.float32]
+
+
+class Segmenter:
+    """A model ready to segment images of any size.
+
+    Args:
+        model: a model folder or run folder, the name of a packaged model (None: the default one), or a network that
+            maps [B, 1, crop, crop] to [B, K, crop, crop].
+        meta: the content of the folder's config.json, needed only with a network: `crop_size`, `preprocess`,
+            `objective`, and, for rescaling, `training.diameter` (px) or `training.pixel_size` (µm).
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `auto`, `float32` or `bfloat16`.
+        batch_size: windows per forward; default 8 on a GPU, 1 on a CPU, where more are not faster.
+        overlap: fewest pixels that two windows share; default 128, at most a quarter of the window.
+        views: turned and mirrored views of each window whose maps are averaged: 1, 2, 4 or 8; the network takes that
+            many times as long. Default: what the model's config.json says, else 1.
+
+    Raises:
+        ConfigError: no such folder, a device that cannot be used, or another number of views.
+        CheckpointError: damaged weights.
+    """
+
+    large_pixels: int = LARGE_PIXELS
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module | None = None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        device: str = "auto",
+        precision: devices.Precision = "auto",
+        batch_size: int | None = None,
+        overlap: int | None = None,
+        views: int | None = None,
+    ) -> None:
+        self.device, self.device_reason = devices.choose_device(device)
+        self.dtype, self.dtype_reason = devices.choose_dtype(precision, self.device)
+        if isinstance(model, nn.Module):
+            if meta is None:
+                raise ConfigError("meta: a network needs its configuration (crop_size, objective); give meta={…}")
+            self.model = model.to(self.device).eval()
+        else:
+            self.model, meta = load_model_folder(find_model(model), self.device)
+        self._embedding = threading.Lock()
+        self.meta: dict[str, Any] = dict(meta)
+        self.window = int(self.meta["crop_size"])
+        self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
+        self.objective = from_dict(ObjectiveConfig, self.meta.get("objective") or {}, "objective")
+        self.views = views if views is not None else int(self.meta.get("views", 1))
+        if self.views not in VIEWS:
+            raise ConfigError(f"views: {self.views}; choose one of {', '.join(map(str, VIEWS))}")
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        self.fit: Fit = self.meta.get("fit", "tile")
+        if overlap is None:
+            overlap = int(self.meta.get("overlap", min(OVERLAP, self.window // 4)))
+        self.overlap = overlap
+        if not 0 <= self.overlap < self.window:
+            raise ConfigError(
+                f"overlap: must lie in 0…{self.window - 1} px (the window is {self.window} px), got {overlap}"
+            )
+
+    @property
+    def network(self) -> nn.Module:
+        """What windows go through: the model, or its average over several views."""
+        return averaged(self.model, self.views, vectors=self.objective.kind == "flows")
+
+    def describe(self) -> str:
+        """Device and number format, with the reasons, in one line."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"device: {self.device} ({self.device_reason}), {name} ({self.dtype_reason})"
+
+    @property
+    def rescales(self) -> bool:
+        """Whether the model was trained on images brought to one size of cells, and so brings new ones to it."""
+        return self.fit == "tile" and self.meta.get("rescale") == "auto"
+
+    def segment(self, image: Image, options: SegmentOptions | None = None, **changes: Any) -> SegmentationResult:
+        """Segment one plane.
+
+        Args:
+            image: a path, (H, W), (H, W, 3 or 4) colour, or (C, H, W) channels, of any number type.
+            options: reading and decoding options.
+            **changes: single fields of `SegmentOptions`, e.g. `channel=0` or `axes="CYX"`.
+
+        Raises:
+            ConfigError: unknown options, or an image of several time points or depths (see `segment_planes`).
+            DataError: the image cannot be read.
+        """
+        options = merge_options(options, changes)
+        opened = choose_depth(open_image(image, options.axes), options.z, options.channel)
+        count = count_planes(opened)
+        if count != 1:
+            raise ConfigError(
+                f"the image is a stack of {count} planes ({opened.axes}, {opened.axes_source}); use segment_planes(), "
+                "name its axes, e.g. axes='CYX', or choose a depth, e.g. z='best'"
+            )
+        return next(self.stream(iter_planes(opened, options.channel), options))
+
+    def segment_planes(
+        self, image: Image, options: SegmentOptions | None = None, **changes: Any
+    ) -> Iterator[SegmentationResult]:
+        """Segment every time point and depth of an image, each on its own; see `segment` for the arguments."""
+        options = merge_options(options, changes)
+        opened = choose_depth(open_image(image, options.axes), options.z, options.channel)
+        yield from self.stream(iter_planes(opened, options.channel), options)
+
+    def stream(
+        self, planes: Iterable[Plane], options: SegmentOptions, folder: Path | None = None
+    ) -> Iterator[SegmentationResult]:
+        """Segment planes one after the other, windows batched across them; `folder` takes scratch files."""
+        for is_large, group in groupby(planes, key=lambda plane: self.is_large(plane, options)):
+            if is_large:
+                for plane in group:
+                    result = self.segment_large(plane, options, Scratch(folder))
+                    _tell(result.plane, result.notes)
+                    yield result
+                continue
+            jobs = (self.prepare(plane, options) for plane in group)
+            for job, maps in self.predict(jobs):
+                _tell(job.plane, job.notes)
+                yield self.finish(job, maps, options)
+
+    def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
+        """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
+        scale = 1.0 if self._estimates(options) else told_scale(self.meta, options)
+        pixels = math.prod(plane.size)
+        return (
+            self.fit == "tile"
+            and max(pixels, pixels * scale**2) > self.large_pixels
+            and min(plane.size) * min(scale, 1) >= self.window
+        )
+
+    def segment_large(
+        self, plane: Plane, options: SegmentOptions, scratch: Scratch | None = None
+    ) -> SegmentationResult:
+        """Segment a plane in bounded memory: streamed windows, maps and labels in scratch files.
+
+        The cells are those that `segment` finds, whatever their numbers.
+        """
+        scratch = scratch or Scratch()
+        plane = self._sized(loaded(plane, scratch.folder), options)
+        picture: Picture = StreamedInput(plane.gray, self.preprocess)
+        scale, notes = self._scale_of(picture, options)
+        scale = max(scale, self.window / min(plane.size))
+        if scale != 1 and not picture.constant:
+            picture = ScaledPicture(picture, _scaled(plane.size, scale))
+        result = segment_large(
+            self.network,
+            plane,
+            picture,
+            options.decoding(self.objective, scale),
+            window=self.window,
+            overlap=self.overlap,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+            scratch=scratch,
+            notes=tuple(notes),
+        )
+        if options.embeddings:
+            embeddings = self._embed(result.labels, lambda at: picture.region(*at.slices), picture.size, picture.size)
+            result = dataclasses.replace(result, embeddings=embeddings)
+        return result
+
+    def prepare(self, plane: Plane, options: SegmentOptions) -> Job:
+        """Preprocess a plane; thread-safe."""
+        plane = self._sized(loaded(plane), options)
+        gray: NDArray[Any] = plane.gray
+        notes: list[str] = []
+        invalid = ~np.isfinite(gray) if gray.dtype.kind == "f" else None
+        if invalid is not None and not invalid.any():
+            invalid = None
+        if invalid is not None:
+            notes.append(f"{invalid.mean():.1%} of the pixels are NaN or infinite: no cells are reported there")
+        finite = gray if invalid is None else gray[~invalid]
+        if finite.size == 0 or finite.min() == finite.max():
+            notes.append("the image is constant: no cells")
+            return Job(plane=plane, size=plane.size, z=None, invalid=invalid, notes=notes)
+        z: NDArray[Any] = preprocess_plane(gray, self.preprocess)
+        scale, said = self._scale_of(WholePicture(z), options)
+        notes += said
+        if scale != 1:
+            height, width = _scaled(plane.size, scale)
+            z = cv2.resize(z, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        z = fit_plane(np.asarray(z, np.float32), self.window, self.fit)
+        shown = (z.shape[0], z.shape[1])
+        if self.rescales:  # the scale is known: a picture smaller than a window must not be enlarged again
+            z = mirrored(z, self.window)
+        kept = z if options.embeddings else None
+        return Job(plane=plane, size=plane.size, z=z, invalid=invalid, notes=notes, kept=kept, scale=scale, shown=shown)
+
+    def _sized(self, plane: InputPlane, options: SegmentOptions) -> InputPlane:
+        """The plane with the pixel size that the user gave, if any."""
+        return plane if options.pixel_size is None else dataclasses.replace(plane, pixel_size=options.pixel_size)
+
+    def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[str]]:
+        """Factor from a picture's pixels to the model's, and what the user should know about it."""
+        if not self._estimates(options):
+            scale = told_scale(self.meta, options)
+            said = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
+            return scale, [said] if scale != 1 else []
+        found = self.estimate_diameter(picture, options)
+        return found.scale, [str(found)]
+
+    def _estimates(self, options: SegmentOptions) -> bool:
+        """Whether the scale is to be estimated: asked for, or usual for this model and nothing else said."""
+        if options.diameter is None and self.rescales:
+            return options.pixel_size is None or not (self.meta.get("training") or {}).get("pixel_size")
+        return options.diameter == "auto"
+
+    def estimate_diameter(self, picture: Picture, options: SegmentOptions | None = None) -> Estimate:
+        """The typical diameter of the cells in a preprocessed picture, found with the model itself.
+
+        Raises:
+            ConfigError: the model does not predict flows, or does not record the diameter it was trained at.
+        """
+        trained = training_diameters(self.meta)
+        if trained is None or self.objective.kind != "flows" or self.fit != "tile":
+            lacks = "record the diameter it was trained at" if trained is None else "predict flows in tiles"
+            raise ConfigError(f"diameter: auto is not possible, as this model does not {lacks}; give a number")
+        if picture.constant:
+            return Estimate(scale=1.0, diameter=None, cells=0)
+        config = (options or SegmentOptions()).decoding(self.objective)
+        objective = FlowsObjective(dataclasses.replace(config, flow_error=0.0, max_size_fraction=1.0))
+
+        def predict(windows: list[Float32]) -> Float32:
+            parts = [windows[at : at + self.batch_size] for at in range(0, len(windows), self.batch_size)]
+            with self._embedding, evaluating(self.model):
+                return np.concatenate([run_batch(self.model, part, self.device, self.dtype) for part in parts])
+
+        return estimate_diameter(picture, predict, objective, self.window, trained)
+
+    def fingerprint(self) -> str:
+        """A checksum of the weights and the configuration: work begun with another model is not continued."""
+        digest = hashlib.blake2b(json.dumps(self.meta, sort_keys=True, default=str).encode(), digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return f"{digest.hexdigest()} {self.window} {self.overlap} {self.dtype}" + (
+            f" {self.views} views" if self.views > 1 else ""
+        )
+
+    def predict(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Float32 | None]]:
+        """Run the network; (job, maps (K, h, w)) in the order given, maps None for jobs without a picture."""
+        order: deque[tuple[Job, bool]] = deque()
+
+        def pictures() -> Iterator[tuple[Job, Float32]]:
+            for job in jobs:
+                order.append((job, job.z is not None))
+                if job.z is not None:
+                    z, job.z = job.z, None  # the stream owns it from here: freed as soon as its windows have run
+                    yield job, z
+
+        def without_picture() -> Iterator[tuple[Job, None]]:
+            while order and not order[0][1]:
+                yield order.popleft()[0], None
+
+        arguments = (self.window, self.overlap, self.batch_size, self.device, self.dtype)
+        for job, maps in predict_stream(self.network, pictures(), *arguments):
+            yield from without_picture()
+            order.popleft()
+            yield job, maps
+        yield from without_picture()
+
+    def finish(self, job: Job, maps: Float32 | None, options: SegmentOptions) -> SegmentationResult:
+        """Decode the maps at the input's size; thread-safe."""
+        objective = build_objective(options.decoding(self.objective, job.scale))
+        if maps is None:
+            labels: NDArray[Any] = np.zeros(job.size, np.uint16)
+        else:
+            if self.rescales:
+                maps = maps[:, : job.shown[0], : job.shown[1]]
+            maps = unfit_maps(maps, job.size, self.window, self.fit)
+            labels = objective.decode(maps)
+            if job.invalid is not None:
+                labels[job.invalid] = 0
+            labels = compact_dtype(labels)
+        embeddings = self._embed_fitted(labels, job) if options.embeddings else None
+        return SegmentationResult(
+            labels=labels,
+            maps=maps,
+            objective=objective,
+            plane=job.plane,
+            notes=tuple(job.notes),
+            embeddings=embeddings,
+        )
+
+    def _embed_fitted(self, labels: NDArray[Any], job: Job) -> Float32:
+        """Embeddings of a plane that `prepare` made fit for the network."""
+        z = np.zeros((self.window, self.window), np.float32) if job.kept is None else job.kept
+        frame, shown = frame_of(z, job.size, self.window, self.fit)
+        if self.rescales and job.kept is not None:
+            shown = job.shown
+        return self._embed(labels, lambda at: frame[at.slices], (frame.shape[0], frame.shape[1]), shown)
+
+    def _embed(
+        self,
+        labels: NDArray[Any],
+        region: Callable[[Window], Float32],
+        frame: tuple[int, int],
+        shown: tuple[int, int],
+    ) -> Float32:
+        with self._embedding:  # results are finished in several threads, the network runs in one at a time
+            return cell_embeddings(
+                self.model,
+                labels,
+                region,
+                frame,
+                shown,
+                window=self.window,
+                overlap=self.overlap,
+                batch_size=self.batch_size,
+                device=self.device,
+                dtype=self.dtype,
+            )
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _tell(plane: InputPlane, notes: Iterable[str]) -> None:
+    for note in notes:
+        (log.info if is_routine(note) else log.warning)(f"{plane.name + ': ' if plane.name else ''}{note}")

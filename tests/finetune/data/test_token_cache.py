@@ -1,0 +1,122 @@
+"""Cached patch tokens of a frozen backbone change nothing but the time of a step."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dinocell.core.config import from_dict, load
+from dinocell.core.errors import ConfigError
+from dinocell.finetune import FinetuneConfig, run
+from dinocell.finetune.config import AugmentConfig
+from dinocell.finetune.data import token_cache
+from dinocell.finetune.data.augment import Turn, possible_turns
+from dinocell.finetune.data.image_store import ImageStore
+from dinocell.finetune.data.run_data import open_items
+from dinocell.finetune.network import build_model
+from dinocell.training.progress import read_metrics
+
+RECIPES = Path(__file__).parents[3] / "finetune" / "configs"
+PLAIN = {"positions": "grid", "invert": 0.0, "brightness": [1.0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny):
+    own = {
+        "data": {"check_images": 0},
+        "augment": PLAIN,
+        "backbone": {"depth": 2, "train": "frozen"},
+        "decoder": {"neck_width": 32, "drop_rate": 0.1, "detail_width": 8},
+        "train": {"steps": 5},
+    }
+    return lambda root, out, **backbone: tiny(root, out, own, {"backbone": backbone})
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(out / "metrics.jsonl", "train")]
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.npy"))
+
+
+def test_eight_symmetries_are_numbered_without_confusion():
+    square = np.arange(12).reshape(3, 4)
+    seen = {}
+    for y, x, quarters in itertools.product((False, True), (False, True), range(4)):
+        turn = Turn(flip_y=y, flip_x=x, quarter_turns=quarters)
+        np.testing.assert_array_equal(turn.apply(square), Turn.of_number(turn.number).apply(square))
+        seen[turn.number] = turn.apply(square).tobytes() + bytes(turn.apply(square).shape)
+    assert len(set(seen.values())) == 8 and possible_turns(AugmentConfig()) == tuple(range(8))
+    assert possible_turns(AugmentConfig(rotations=False, flips=False)) == (0,)
+
+
+@pytest.fixture(scope="module")
+def plain_losses(disks_dataset, tmp_path_factory, recipe) -> list[float]:
+    """Of a run whose frozen backbone works in every step."""
+    return losses(run(recipe(disks_dataset, tmp_path_factory.mktemp("plain") / "run")))
+
+
+def test_cached_training_has_the_losses_of_uncached_training(
+    disks_dataset, plain_losses, tmp_path, monkeypatch, recipe
+):
+    said: list[str] = []
+    monkeypatch.setattr(token_cache.log, "info", said.append)
+    cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True)))
+    assert len(set(plain_losses)) == 5
+    assert cached == pytest.approx(plain_losses, rel=1e-3)  # tokens are kept as float16
+    # 6 images × 9 windows × 8 turns × 16 tokens × 192 numbers × 2 bytes
+    assert size_of(tmp_path / "tokens") == pytest.approx(6 * 9 * 8 * 16 * 192 * 2, rel=0.01)
+    (announced,) = [line for line in said if line.startswith("caching patch tokens of")]
+    assert "432 crops (6 images" in announced and "GiB in" in announced and "about" in announced
+
+
+def test_disk_is_bounded_and_the_rest_is_computed_in_every_step(disks_dataset, plain_losses, tmp_path, recipe):
+    limit = 2.5 * 9 * 8 * 16 * 192 * 2  # two and a half images
+    cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True, cache_gb=limit / 2**30)))
+    assert len(list((tmp_path / "tokens").rglob("*.npy"))) == 2
+    assert size_of(tmp_path / "tokens") <= limit
+    assert cached == pytest.approx(plain_losses, rel=1e-3)
+
+
+def test_interrupted_build_goes_on_and_other_weights_never_meet_these_tokens(
+    disks_dataset, tmp_path, monkeypatch, recipe
+):
+    computed = []
+    original = token_cache.image_tokens
+    monkeypatch.setattr(token_cache, "image_tokens", lambda *args: computed.append(1) or original(*args))
+
+    def build(**backbone: object) -> None:
+        config = recipe(disks_dataset, tmp_path, cache_tokens=True, **backbone)
+        store = ImageStore(open_items(config, "train"), config, print)
+        token_cache.build_token_cache(build_model(config, 3), store, config, torch.device("cpu"), torch.float32)
+
+    build()
+    assert len(computed) == 6
+    for path in sorted((tmp_path / "tokens").rglob("*.npy"))[:2]:
+        path.unlink()
+    build()
+    assert len(computed) == 8
+    build(layerscale_init=0.5)
+    assert len(computed) == 14 and len(list((tmp_path / "tokens").iterdir())) == 2
+
+
+def test_what_cannot_be_cached_is_refused_with_what_to_set(tmp_path):
+    with pytest.raises(ConfigError, match=r"set backbone.train=frozen augment.positions=grid .*augment.invert=0"):
+        from_dict(FinetuneConfig, {"backbone": {"cache_tokens": True}})
+    with pytest.raises(ConfigError, match="grid fixes place and size"):
+        from_dict(FinetuneConfig, {"augment": {"positions": "grid", "cell_focus": 0.5}})
+
+
+def test_cached_recipe_is_valid_and_trains_the_decoder_only():
+    config = load(FinetuneConfig, str(RECIPES / "vits8_cached_cpu.yaml"), [])
+    assert config.backbone.cache_tokens and config.backbone.train == "frozen"
+
+
+def test_forward_with_known_tokens_equals_forward(recipe):
+    model = build_model(recipe(Path("x"), Path("y")), 3).eval()
+    z = torch.randn(2, 1, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(z, model.encode(z)), model(z), rtol=0, atol=0)

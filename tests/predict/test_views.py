@@ -1,0 +1,89 @@
+"""Averaging over turned views: exact for a network that turns with its picture, steadier for one that does not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dinocell.core.errors import ConfigError
+from dinocell.objectives import ObjectiveConfig, build_objective
+from dinocell.predict.views import VIEWS, AveragedViews
+from dinocell.segmentation import Segmenter
+
+META = {"crop_size": 32, "objective": {"kind": "flows", "flow_error": 0, "min_size": 0}}
+
+
+class Gradient(nn.Module):
+    """Central differences and the picture itself: turned pictures give turned vectors, up to a bias."""
+
+    def __init__(self, bias: float = 0.0) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, z: Tensor) -> Tensor:
+        y, x = (torch.roll(z, -1, axis) - torch.roll(z, 1, axis) for axis in (-2, -1))
+        return torch.cat([y + self.bias, x, z], dim=1)
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_a_network_that_turns_with_the_picture_is_left_alone(views):
+    z = torch.randn(2, 1, 24, 32, generator=torch.Generator().manual_seed(views))
+    network = Gradient().eval()
+    torch.testing.assert_close(AveragedViews(network, views, vectors=True)(z), network(z))
+
+
+@pytest.mark.parametrize("views", VIEWS[1:])
+def test_an_error_that_does_not_turn_cancels(views):
+    z = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(views))
+    torch.testing.assert_close(AveragedViews(Gradient(bias=3.0), views, vectors=True)(z), Gradient()(z))
+
+
+@pytest.mark.parametrize("kind", ["flows", "distance", "semantic"])
+def test_the_average_turns_with_the_picture_as_targets_do(kind):
+    """Of any network, checked against how the objectives turn their own targets."""
+    objective = build_objective(ObjectiveConfig(kind=kind))
+    torch.manual_seed(1)
+    network = nn.Conv2d(1, len(objective.channels), 5, padding=2)
+    average = AveragedViews(network, 8, vectors=kind == "flows")
+    z = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+
+    def maps(picture: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return average(torch.from_numpy(picture.copy())[None, None])[0].numpy()
+
+    for flip_y, flip_x, turns in [(True, False, 0), (False, True, 1), (False, False, 1), (True, True, 3)]:
+        turned = objective.transform_targets(z[None].repeat(3, 0), flip_y, flip_x, turns)[-1]
+        expected = objective.transform_targets(maps(z), flip_y, flip_x, turns)
+        np.testing.assert_allclose(maps(turned), expected, atol=1e-5)
+
+
+def test_segmenting_with_views_runs_the_network_on_each():
+    seen = []
+
+    class Counting(Gradient):
+        def forward(self, z: Tensor) -> Tensor:
+            seen.append(z.shape[0])
+            return super().forward(z)
+
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)
+    one = Segmenter(Counting(), META, device="cpu")
+    four = Segmenter(Counting(), META, device="cpu", views=4)
+    assert one.fingerprint() != four.fingerprint()
+    expected = one.segment(picture).flows
+    count = len(seen)
+    np.testing.assert_allclose(four.segment(picture).flows, expected, atol=1e-5)
+    assert len(seen) == 5 * count
+    assert not four.network.training, "a wrapper in training mode would put the model into it"
+
+
+def test_another_number_of_views_is_refused():
+    with pytest.raises(ConfigError, match="views: 3; choose one of 1, 2, 4, 8"):
+        Segmenter(Gradient(), META, device="cpu", views=3)
+
+
+def test_a_model_folder_says_how_many_views_it_is_used_with():
+    two = {**META, "views": 2}
+    assert [Segmenter(Gradient(), meta, device="cpu").views for meta in (META, two)] == [1, 2]
+    assert Segmenter(Gradient(), two, device="cpu", views=1).views == 1
+    with pytest.raises(ConfigError, match="views: 5; choose one of 1, 2, 4, 8"):
+        Segmenter(Gradient(), {**META, "views": 5}, device="cpu")
