@@ -23,7 +23,7 @@ from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.hard_examples import draw_by_scores, training_scores
 from dinocell.finetune.data.loader import Batch, BatchLoader, worker_count
 from dinocell.finetune.data.run_data import RunData, check_resumable, open_run_data
-from dinocell.finetune.data.token_cache import build_token_cache, known_tokens
+from dinocell.finetune.data.token_cache import TokenCache
 from dinocell.finetune.from_model import adopt
 from dinocell.finetune.loss_terms import split_loss
 from dinocell.finetune.network import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
@@ -84,6 +84,7 @@ class Trainer:
         self.total_steps = self.data.total_steps
         self.module = build_model(config, len(self.objective.channels)).to(self.device)
         freeze_forever(self.module.backbone, config.backbone)
+        self.trained: nn.Module = self.module  # a step's forward pass; a token cache stands in for the network here
         if config.train.auto_batch:
             accumulate = choose_accumulation(self.module, self.objective, config, self.dtype)
             self.config = config = replace(config, train=replace(config.train, accumulate=accumulate))
@@ -122,9 +123,7 @@ class Trainer:
                 f"{self.config.output_dir} is already trained to step {self.step}; train longer or stop later to go on"
             )
         elif not self._finished() and self.config.backbone.cache_tokens:
-            self.data.train.tokens = build_token_cache(
-                self.module, self.data.train.store, self.config, self.device, self.dtype
-            )
+            self.trained = TokenCache(self.module, self.data.train.store, self.config, self.device, self.dtype)
         with StopSignal() as stop:
             self.began = time.perf_counter() - self.seconds
             complete = not self.validation_pending or self._validate(stop)
@@ -202,7 +201,7 @@ class Trainer:
             share = weight * (self.world.world_size / total)  # DDP averages over processes
             with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
                 with autocast(self.device, self.dtype):
-                    prediction = model(here.image, known_tokens(self.module, here))
+                    prediction = model(here.image)
                 loss = self.objective.loss(prediction, here.target, here.weight)
                 (loss * share).backward()
             for name, value in split_loss(self.objective, loss, prediction, here).items():
@@ -216,9 +215,9 @@ class Trainer:
 
     def _parallel(self) -> nn.Module:
         if self.world.world_size == 1:
-            return self.module
+            return self.trained
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(self.trained, device_ids=devices, broadcast_buffers=False)
 
     def _tick(self) -> None:
         """Note the seconds trained so far; under a time budget rank 0's clock counts for all."""

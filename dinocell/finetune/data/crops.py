@@ -6,8 +6,7 @@ the cell's true centre even where that lies outside, so neighbouring inference w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,26 +23,11 @@ from dinocell.predict.windows import covering_windows
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One training crop: image (H, W), target (K, H, W) and pixel weight (H, W), all float32.
-
-    Attributes:
-        window, turn: numbers of the window of the grid and of the symmetry; None where crops are cut anywhere.
-        tokens: the backbone's cached patch tokens (N, D) float16, if there are any.
-    """
+    """One training crop: image (H, W), target (K, H, W) and pixel weight (H, W), all float32."""
 
     image: NDArray[np.float32]
     target: NDArray[np.float32]
     weight: NDArray[np.float32]
-    window: int | None = None
-    turn: int | None = None
-    tokens: NDArray[np.float16] | None = None
-
-
-class TokenSource(Protocol):
-    """Where the cached tokens of a crop come from."""
-
-    def get(self, image: int, window: int, turn: int) -> NDArray[np.float16] | None:
-        """Tokens (N, D) of a window of an image, turned; None when they are not kept."""
 
 
 class CropDataset:
@@ -52,7 +36,6 @@ class CropDataset:
     def __init__(self, store: ImageStore, order: SampleOrder, objective: Objective, config: FinetuneConfig) -> None:
         self.store, self.order, self._objective = store, order, objective
         self._config = config
-        self.tokens: TokenSource | None = None
 
     def __call__(self, number: int) -> Sample:
         """Sample `number`: the crop of an image drawn by the sampling rule.
@@ -62,13 +45,9 @@ class CropDataset:
         """
         index = self.order(number)
         for offset in range(len(self.store)):
-            usable = (index + offset) % len(self.store)
-            prepared = self.store.get(usable)
+            prepared = self.store.get((index + offset) % len(self.store))
             if prepared is not None:
-                sample = self.cut(prepared, sample_rng(self._config.seed, number))
-                if self.tokens is None or sample.window is None or sample.turn is None:
-                    return sample
-                return replace(sample, tokens=self.tokens.get(usable, sample.window, sample.turn))
+                return self.cut(prepared, sample_rng(self._config.seed, number))
         raise DataError(f"none of the {len(self.store)} training images can be used; see the warnings above")
 
     def cut(self, prepared: PreparedImage, rng: np.random.Generator) -> Sample:
@@ -76,16 +55,7 @@ class CropDataset:
         config, size = self._config.augment, self._config.crop_size
         zoom = log_uniform(config.scale, rng)
         window = min(max(1, round(size / zoom)), min(prepared.image.shape))
-        number = None
-        if config.positions == "grid":
-            grid = grid_windows(shape2(prepared.image), self._config)
-            number = int(rng.integers(len(grid)))
-            y, x = grid[number]
-        else:
-            focused = config.cell_focus and rng.random() < config.cell_focus
-            y, x = crop_corner(
-                shape2(prepared.image), window, focus_point(prepared.boxes, rng) if focused else None, rng
-            )
+        y, x = self._corner(prepared, window, rng)
         turn = random_turn(config, rng)
 
         image = prepared.image[y : y + window, x : x + window]
@@ -102,9 +72,16 @@ class CropDataset:
                 self._objective.transform_targets(target, turn.flip_y, turn.flip_x, turn.quarter_turns)
             ),
             weight=turn.apply(weight).astype(np.float32, copy=False),
-            window=number,
-            turn=None if number is None else turn.number,
         )
+
+    def _corner(self, prepared: PreparedImage, side: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Corner (y, x) of a random window of this side (px)."""
+        config, shape = self._config.augment, shape2(prepared.image)
+        if config.positions == "grid":
+            grid = grid_windows(shape, self._config)
+            return grid[int(rng.integers(len(grid)))]
+        focused = config.cell_focus and rng.random() < config.cell_focus
+        return crop_corner(shape, side, focus_point(prepared.boxes, rng) if focused else None, rng)
 
     def _target(self, prepared: PreparedImage, window: tuple[int, int, int]) -> NDArray[np.float32]:
         size = self._config.crop_size

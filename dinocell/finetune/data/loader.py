@@ -28,15 +28,11 @@ class Batch:
         image: preprocessed gray, float32 [B, 1, H, W].
         target: objective maps, float32 [B, K, H, W].
         weight: pixel weights M (§3.3.5), float32 [B, 1, H, W].
-        tokens: cached patch tokens, float16 [B, N, D] (0 where there are none), or None.
-        missing: which crops of `tokens` have none.
     """
 
     image: Tensor
     target: Tensor
     weight: Tensor
-    tokens: Tensor | None = None
-    missing: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -44,8 +40,6 @@ class Batch:
             image=self.image.to(device, non_blocking=True),
             target=self.target.to(device, non_blocking=True),
             weight=self.weight.to(device, non_blocking=True),
-            tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
-            missing=self.missing,
         )
 
 
@@ -55,17 +49,7 @@ def collate(samples: list[Sample]) -> Batch:
         image=torch.from_numpy(np.stack([s.image for s in samples])[:, None]),  # [B, 1, H, W]
         target=torch.from_numpy(np.stack([s.target for s in samples])),  # [B, K, H, W]
         weight=torch.from_numpy(np.stack([s.weight for s in samples])[:, None]),  # [B, 1, H, W]
-        tokens=_stack_tokens(samples),
-        missing=tuple(i for i, s in enumerate(samples) if s.tokens is None),
     )
-
-
-def _stack_tokens(samples: list[Sample]) -> Tensor | None:
-    some = next((s.tokens for s in samples if s.tokens is not None), None)
-    if some is None:
-        return None
-    absent = np.zeros_like(some)
-    return torch.from_numpy(np.stack([absent if s.tokens is None else s.tokens for s in samples]))  # [B, N, D]
 
 
 def worker_count(requested: int, world_size: int = 1) -> int:

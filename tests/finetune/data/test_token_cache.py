@@ -1,6 +1,7 @@
 """Cached patch tokens of a frozen backbone change nothing but the time of a step."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from dinocell.finetune.data import token_cache
 from dinocell.finetune.data.augment import Turn, possible_turns
 from dinocell.finetune.data.image_store import ImageStore
 from dinocell.finetune.data.run_data import open_items
+from dinocell.finetune.data.token_cache import TokenCache, TokenFiles, crop_key
 from dinocell.finetune.network import build_model
 from dinocell.training.progress import read_metrics
 
 RECIPES = Path(__file__).parents[3] / "finetune" / "configs"
+CPU = torch.device("cpu")
 PLAIN = {"positions": "grid", "invert": 0.0, "brightness": [1.0, 1.0]}
 
 
@@ -64,6 +67,14 @@ def test_cached_training_has_the_losses_of_uncached_training(
 ):
     said: list[str] = []
     monkeypatch.setattr(token_cache.log, "info", said.append)
+    stored_tokens = TokenCache.tokens
+
+    def without_backbone(cache: TokenCache, z: torch.Tensor) -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.model, "encode", None)
+            return stored_tokens(cache, z)
+
+    monkeypatch.setattr(TokenCache, "tokens", without_backbone)
     cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True)))
     assert len(set(plain_losses)) == 5
     assert cached == pytest.approx(plain_losses, rel=1e-3)  # tokens are kept as float16
@@ -85,13 +96,13 @@ def test_interrupted_build_goes_on_and_other_weights_never_meet_these_tokens(
     disks_dataset, tmp_path, monkeypatch, recipe
 ):
     computed = []
-    original = token_cache.image_tokens
-    monkeypatch.setattr(token_cache, "image_tokens", lambda *args: computed.append(1) or original(*args))
+    original = TokenFiles.records
+    monkeypatch.setattr(TokenFiles, "records", lambda *args: computed.append(1) or original(*args))
 
     def build(**backbone: object) -> None:
         config = recipe(disks_dataset, tmp_path, cache_tokens=True, **backbone)
         store = ImageStore(open_items(config, "train"), config, print)
-        token_cache.build_token_cache(build_model(config, 3), store, config, torch.device("cpu"), torch.float32)
+        TokenCache(build_model(config, 3), store, config, CPU, torch.float32)
 
     build()
     assert len(computed) == 6
@@ -101,6 +112,42 @@ def test_interrupted_build_goes_on_and_other_weights_never_meet_these_tokens(
     assert len(computed) == 8
     build(layerscale_init=0.5)
     assert len(computed) == 14 and len(list((tmp_path / "tokens").iterdir())) == 2
+
+
+def test_images_at_another_scale_are_other_images(disks_dataset, tmp_path, recipe):
+    files = set()
+    for diameter in (0.0, 12.0, 0.0):
+        config = recipe(disks_dataset, tmp_path, cache_tokens=True)
+        config = replace(config, data=replace(config.data, max_diameter=diameter))
+        model, store = build_model(config, 3), ImageStore(open_items(config, "train"), config, print)
+        cache = TokenCache(model, store, config, CPU, torch.float32)
+        image = store.get(0).image
+        crop = torch.from_numpy(image[None, None, : config.crop_size, : config.crop_size].copy())
+        torch.testing.assert_close(cache.tokens(crop), model.eval().encode(crop), rtol=2e-3, atol=2e-3)
+        files.add(len(list((tmp_path / "tokens").rglob("*.npy"))))
+    assert files == {6, 12}
+
+
+def test_crops_are_recognized_by_their_values():
+    crop = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert crop_key(crop) == crop_key(np.asfortranarray(crop)) != crop_key(crop[::-1])
+    assert crop_key(np.zeros((2, 2), np.float32)) == crop_key(-np.zeros((2, 2), np.float32))
+
+
+def test_only_crops_off_the_grid_go_through_the_backbone(disks_dataset, tmp_path, monkeypatch, recipe):
+    config = recipe(disks_dataset, tmp_path, cache_tokens=True)
+    model, store = build_model(config, 3).eval(), ImageStore(open_items(config, "train"), config, print)
+    cache = TokenCache(model, store, config, CPU, torch.float32)
+    size = config.crop_size
+    shapes, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda z: shapes.append(len(z)) or encode(z))
+    image = store.get(1).image
+    crops = [image[:size, :size], image[:size, :size][::-1], image[1 : size + 1, :size], -image[:size, :size]]
+    z = torch.from_numpy(np.stack(crops)[:, None])
+    with torch.inference_mode():
+        maps = cache(z)
+        assert shapes == [2]
+        torch.testing.assert_close(maps, model(z), rtol=2e-3, atol=2e-3)
 
 
 def test_what_cannot_be_cached_is_refused_with_what_to_set(tmp_path):
