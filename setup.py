@@ -82,7 +82,7 @@ setup(
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={
-        "console_scripts": ["dinocell = dinocell.cli.app:main"],
+        "console_scripts": ["dinocell = dinocell.cli:main"],
         "napari.manifest": ["dinocell = dinocell.napari:napari.yaml"],
     },
     classifiers=[

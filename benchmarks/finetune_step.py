@@ -23,10 +23,11 @@ from dinocell.core.device import autocast, choose_device, choose_dtype
 from dinocell.core.errors import run_main
 from dinocell.finetune import FinetuneConfig
 from dinocell.finetune.data.crops import CropDataset
-from dinocell.finetune.data.image_store import ImageStore, PreparedImage, cell_boxes
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage
 from dinocell.finetune.data.loader import collate
 from dinocell.finetune.data.sampler import SampleOrder, sample_rng
 from dinocell.finetune.network import build_model, optimizer_groups
+from dinocell.labels.cells import cell_boxes
 from dinocell.objectives import build_objective
 from dinocell.training.optim import adamw, set_schedule
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from dinocell.images.geometry.resize import resize_labels
+from dinocell.labels.cells import equivalent_diameters
 from dinocell.labels.contours import trace_contours
 
 LARGEST_SIDE = 768
@@ -57,7 +58,7 @@ def align(image: NDArray[np.float32], labels: NDArray[np.int32]) -> Alignment:
     best = np.unravel_index(int(strengths.argmax()), strengths.shape)
     down, right = int(best[0]) - centre[0], int(best[1]) - centre[1]
     cells = max(1, len(np.unique(labels)) - 1)
-    diameter = 2 * np.sqrt(np.count_nonzero(labels) / cells / np.pi)
+    diameter = float(equivalent_diameters(np.count_nonzero(labels) / cells))
     # Outlines drawn inside or outside of an edge lie better a few pixels off: that is a habit, not a mistake.
     far = np.hypot(down, right) >= max(4.0, 0.2 * diameter)
     if far and strengths.max() > max(ON_EDGES, BETTER * own):

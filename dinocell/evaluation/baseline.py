@@ -12,6 +12,8 @@ from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
+from dinocell.labels.cells import keep_cells
+
 _SIGMA = 1.0
 _MIN_SIZE = 15
 _MIN_DISTANCE = 5
@@ -61,8 +63,4 @@ def _choose_polarity(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _drop_small(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     sizes = np.bincount(labels.ravel())
-    keep = sizes >= _MIN_SIZE
-    keep[0] = False
-    renumbered = np.zeros(sizes.size, np.int32)
-    renumbered[keep] = np.arange(1, int(keep.sum()) + 1)
-    return renumbered[labels]
+    return keep_cells(labels, sizes[1:] >= _MIN_SIZE)

@@ -25,7 +25,7 @@ class Cells:
         labels: (H, W) int32, C-contiguous, 0 = background; the caller's array itself when it already is that.
         index: (max label + 1,) int32, label → row of the arrays below, -1 for numbers that no pixel carries.
         numbers: (n,) int32, the label of each cell, ascending.
-        boxes: (n, 4) int32, y0, y1, x0, x1 of each cell, ends exclusive.
+        boxes: (n, 4) int32, y0, x0, y1, x1 of each cell, ends exclusive; the one order of corners in this library.
         areas: (n,) int64 pixels.
     """
 
@@ -39,16 +39,16 @@ class Cells:
     def sides(self) -> npt.NDArray[np.int64]:
         """(n, 2) int64 height and width of each bounding box in pixels."""
         boxes = self.boxes.astype(np.int64)
-        return np.stack([boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]], axis=1)
+        return boxes[:, 2:] - boxes[:, :2]
 
     def without(self, chosen: npt.NDArray[np.bool_]) -> Cells:
         """The other cells, numbered 1…n; **overwrites** `labels`. Nothing is touched where nothing changes."""
         if not chosen.any() and (len(self.numbers) == 0 or self.numbers[-1] == len(self.numbers)):
             return self
         kept = np.flatnonzero(~chosen)
-        table = np.zeros(len(self.index), np.int32)
-        table[self.numbers[kept]] = np.arange(1, len(kept) + 1, dtype=np.int32)
-        _translate(self.labels, table)
+        keep = np.zeros(len(self.index), bool)
+        keep[self.numbers[kept]] = True
+        _translate(self.labels, renumber_table(keep)[0])
         return Cells(
             labels=self.labels,
             index=np.arange(-1, len(kept), dtype=np.int32),
@@ -58,11 +58,11 @@ class Cells:
         )
 
 
-def compact_labels(labels: npt.ArrayLike) -> Labels:
-    """Returns `labels` as C-contiguous int32 (H, W) whose largest number is small enough for a look-up table.
+def checked_labels(labels: npt.ArrayLike) -> Labels:
+    """`labels` as C-contiguous int32 (H, W) whose largest number is small enough for a look-up table.
 
     Numbers are kept (and nothing is copied) when the array already is such; otherwise cells are renumbered 1…n in
-    ascending order of their number. Accepts bool, any signed or unsigned integer, and floats that hold integers.
+    ascending order of their number. Accepts bool, any signed or unsigned integer, and floats that are integers.
 
     Raises:
         ValueError: not two-dimensional, negative numbers, or floats that are not integers.
@@ -74,32 +74,88 @@ def compact_labels(labels: npt.ArrayLike) -> Labels:
         return array.astype(np.int32)
     if array.dtype.kind == "f":
         if not np.array_equal(array, np.rint(array)):
-            raise ValueError("labels must hold integers, got fractions or NaN in a float array")
+            raise ValueError("labels must be integers, got fractions or NaN in a float array")
     elif array.dtype.kind not in "iu":
-        raise ValueError(f"labels must hold integers, got dtype {array.dtype}")
+        raise ValueError(f"labels must be integers, got dtype {array.dtype}")
     if array.size == 0:
         return np.zeros(array.shape, np.int32)
     if array.min() < 0:
         raise ValueError(f"labels must not be negative, got {array.min()}; set ignored pixels to 0 and pass a weight")
     if array.max() <= max(65_535, array.size // 2):
         return np.ascontiguousarray(array, dtype=np.int32)
-    return _renumber(array)
+    return renumber(array)[0]
 
 
-def _renumber(array: npt.NDArray[np.generic]) -> Labels:
-    """Renumbers by runs of equal pixels, so that sorting costs runs and not pixels."""
+def renumber(labels: NDArray[Any]) -> tuple[Labels, int]:
+    """Renumber the labels present to 1…n without gaps, in their order; 0 stays background.
+
+    Args:
+        labels: (H, W) integers, or floats that are integers.
+
+    Returns:
+        The labels, int32, and their count n.
+
+    Raises:
+        ValueError: a negative label.
+    """
+    array = np.asarray(labels)
+    if array.size and array.min() < 0:
+        raise ValueError(f"labels contain {array.min()}; they are 0 for background and positive for cells")
+    top = int(array.max(initial=0))
+    if top <= 4 * array.size + 255:
+        table, count = renumber_table(np.bincount(array.ravel().astype(np.intp), minlength=top + 1) > 0)
+        return table[array.astype(np.intp)], count
+    # Numbers too wild for a table: by runs of equal pixels, so that sorting costs runs and not pixels.
     flat = np.ascontiguousarray(array).ravel()
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     numbers, inverse = np.unique(flat[starts], return_inverse=True)
     first = 0 if numbers[0] == 0 else 1
     lengths = np.diff(starts, append=flat.size)
-    return np.repeat((inverse + first).astype(np.int32), lengths).reshape(array.shape)
+    ranks = np.repeat((inverse + first).astype(np.int32), lengths).reshape(array.shape)
+    return ranks, len(numbers) - 1 + first
+
+
+def renumber_table(keep: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], int]:
+    """Look-up table from a label to its new number: 1…n for those kept, 0 for the others and for background.
+
+    Args:
+        keep: (largest label + 1,) bool; the entry of background is ignored.
+
+    Returns:
+        The table, int32, and n.
+    """
+    kept = np.array(keep, bool)
+    kept[:1] = False
+    count = int(kept.sum())
+    table = np.zeros(len(kept), np.int32)
+    table[kept] = np.arange(1, count + 1, dtype=np.int32)
+    return table, count
+
+
+def keep_cells(labels: Labels, keep: npt.ArrayLike) -> Labels:
+    """Labels 1…n → 1…m without gaps, dropping label k where keep[k − 1] is False."""
+    return renumber_table(np.concatenate([[False], np.asarray(keep, bool)]))[0][labels]
+
+
+def cell_boxes(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Bounding boxes (largest label, 4) int64 of labels 1…: y0, x0, y1, x1, ends exclusive; zeros where a number is
+    absent.
+    """
+    cells = find_cells(labels)
+    boxes = np.zeros((len(cells.index) - 1, 4), np.int64)
+    boxes[cells.numbers - 1] = cells.boxes
+    return boxes
+
+
+def equivalent_diameters(areas: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Diameters of the circles of equal area, in px, of areas in px²."""
+    return 2.0 * np.sqrt(np.asarray(areas, np.float64) / np.pi)
 
 
 def find_cells(labels: npt.ArrayLike) -> Cells:
     """Bounding box and area of every cell of a label image (H, W) of any integer dtype and numbering."""
-    compact = compact_labels(labels)
-    return measure_cells(compact, int(compact.max(initial=0)))
+    whole = checked_labels(labels)
+    return measure_cells(whole, int(whole.max(initial=0)))
 
 
 def measure_cells(labels: Labels, largest: int) -> Cells:
@@ -136,8 +192,8 @@ def _measure(labels, boxes, areas):  # type: ignore[no-untyped-def]
     height, width = labels.shape
     flat = labels.ravel()
     boxes[:, 0] = height
-    boxes[:, 1] = 0
-    boxes[:, 2] = width
+    boxes[:, 1] = width
+    boxes[:, 2] = 0
     boxes[:, 3] = 0
     for y in range(height):
         x = 0
@@ -154,8 +210,8 @@ def _measure(labels, boxes, areas):  # type: ignore[no-untyped-def]
                 areas[label] += x - start
                 box = boxes[label]
                 box[0] = min(box[0], y)
-                box[1] = max(box[1], y + 1)
-                box[2] = min(box[2], start)
+                box[1] = min(box[1], start)
+                box[2] = max(box[2], y + 1)
                 box[3] = max(box[3], x)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dinocell.core.jit import compiled
+from dinocell.labels.cells import renumber
 
 Ring = NDArray[np.int32]
 
@@ -39,9 +40,9 @@ def cell_polygons(labels: NDArray[np.integer[Any]]) -> Iterator[tuple[int, list[
     """
     numbers: NDArray[Any] | None = None
     if labels.max(initial=0) > labels.size:  # sparse numbering would cost a slot for every number left out
-        numbers, inverse = np.unique(labels, return_inverse=True)
-        labels = inverse.reshape(labels.shape) + (0 if numbers[0] == 0 else 1)
+        numbers = np.unique(labels)
         numbers = numbers[numbers != 0]
+        labels, _ = renumber(labels)
     boxes = ndimage.find_objects(labels.astype(np.int32, copy=False))
     for number, box in enumerate(boxes, start=1):
         if box is not None:

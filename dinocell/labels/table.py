@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dinocell.images.mapped import highest, release
+from dinocell.labels.cells import renumber_table
 
 BAND_PIXELS = 2**23
 MIN_ROWS = 16
@@ -106,8 +107,9 @@ class _Band:
 
 
 def _bands(labels: Labels, numbers: NDArray[np.int64]) -> Iterator[_Band]:
-    rank = np.zeros(int(numbers[-1]) + 1 if len(numbers) else 1, np.int32)
-    rank[numbers] = np.arange(1, len(numbers) + 1)
+    keep = np.zeros(int(numbers[-1]) + 1 if len(numbers) else 1, bool)
+    keep[numbers] = True
+    rank, _ = renumber_table(keep)
     height, step = labels.shape[0], _band_rows(labels)
     for top in range(0, height, step):
         before = min(2, top)

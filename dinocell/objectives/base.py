@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -146,11 +145,3 @@ def turn(maps: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
     if flip_x:
         maps = maps[:, :, ::-1]
     return np.ascontiguousarray(np.rot90(maps, rot90_k, axes=(1, 2)))
-
-
-def relabel(labels: Labels, keep: Sequence[bool] | npt.NDArray[np.bool_]) -> Labels:
-    """Labels 1…n → 1…m without gaps, dropping label k where keep[k − 1] is False."""
-    kept = np.asarray(keep, bool)
-    table = np.zeros(len(kept) + 1, np.int32)
-    table[1:][kept] = np.arange(1, int(kept.sum()) + 1, dtype=np.int32)
-    return table[labels]

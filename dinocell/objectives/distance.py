@@ -12,9 +12,9 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 from torch import Tensor
 
-from dinocell.labels.cells import find_cells
+from dinocell.labels.cells import find_cells, keep_cells
 from dinocell.labels.regions import fill_holes
-from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, relabel, turn, weighted_mean
+from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
 
 EIGHT = np.ones((3, 3), bool)
 
@@ -34,7 +34,7 @@ def masks_to_distance(labels: npt.ArrayLike) -> Array:
     cells = find_cells(labels)
     height, width = cells.labels.shape
     distance = np.zeros((height, width), np.float32)
-    for number, (y0, y1, x0, x1) in zip(cells.numbers, cells.boxes, strict=True):
+    for number, (y0, x0, y1, x1) in zip(cells.numbers, cells.boxes, strict=True):
         window = slice(max(y0 - 1, 0), min(y1 + 1, height)), slice(max(x0 - 1, 0), min(x1 + 1, width))
         mask = (cells.labels[window] == number).astype(np.uint8)
         if mask.all():
@@ -73,7 +73,7 @@ def distance_to_masks(
     labels = watershed(-distance, markers, connectivity=2, mask=distance > mask_threshold).astype(np.int32)
     fill_holes(labels)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    return relabel(labels, sizes >= max(min_size, 1))
+    return keep_cells(labels, sizes >= max(min_size, 1))
 
 
 def _marker_points(regions: npt.NDArray[np.signedinteger], distance: Array, count: int) -> npt.NDArray[np.intp]:

@@ -16,7 +16,8 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 from torch import Tensor
 
-from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, relabel, turn, weighted_mean
+from dinocell.labels.cells import keep_cells
+from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
 
 EIGHT = np.ones((3, 3), bool)
 DICE_SMOOTH = 1.0
@@ -62,7 +63,7 @@ def mask_to_instances(
         markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
         labels = watershed(-smooth, markers, connectivity=2, mask=mask).astype(np.int32)
     sizes = np.bincount(labels.ravel(), minlength=1)[1:]
-    return relabel(labels, sizes >= max(min_size, 1))
+    return keep_cells(labels, sizes >= max(min_size, 1))
 
 
 class SemanticObjective:

@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from dinocell.core.errors import ConfigError
+from dinocell.labels.cells import renumber_table
 from dinocell.models import SegmentationModel
 from dinocell.predict.placement import MAX_UPSCALE, Fit, content_size, enlarge
 from dinocell.predict.runner import evaluating, run_batch
@@ -101,10 +102,8 @@ def _ranks(labels: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     counts = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     for top in range(0, len(labels), BAND_ROWS):  # large labels lie in a file
         counts += np.bincount(labels[top : top + BAND_ROWS].ravel(), minlength=len(counts))
-    present = np.flatnonzero(counts[1:]) + 1
-    lookup = np.zeros(len(counts), np.int32)
-    lookup[present] = np.arange(1, len(present) + 1)
-    return lookup, counts[present]
+    lookup, _ = renumber_table(counts > 0)
+    return lookup, counts[lookup > 0]
 
 
 def _frame_lines(length: int, shown: int) -> NDArray[np.int64]:

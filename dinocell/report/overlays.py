@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.images.gray.contrast import to_uint8
-from dinocell.labels.contours import edges, renumber, trace_contours
+from dinocell.labels.cells import renumber
+from dinocell.labels.contours import inner_edges, trace_contours
 
 UInt8 = NDArray[np.uint8]
 
@@ -76,7 +77,7 @@ def overlay(image: NDArray[Any], labels: NDArray[Any], *, thickness: int | None 
     if fill > 0:
         inside = compact > 0
         rgb[inside] = np.round((1 - fill) * rgb[inside] + fill * colours[inside]).astype(np.uint8)
-    edge = edges(compact, thickness or _default_thickness(rgb))
+    edge = inner_edges(compact, thickness or _default_thickness(rgb))
     rgb[edge] = colours[edge]
     return rgb
 

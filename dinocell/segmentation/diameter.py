@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.core.errors import ConfigError
-from dinocell.labels.cells import find_cells
+from dinocell.labels.cells import equivalent_diameters, find_cells
 from dinocell.objectives.flows.objective import FlowsObjective
 from dinocell.objectives.flows.targets import flow_errors
 from dinocell.predict.large.regions import Picture, ScaledPicture
@@ -218,13 +218,13 @@ def _look(
         if not len(cells.numbers):
             continue
         errors = flow_errors(cells, flows, objective.config.flow_variant)
-        middle = (cells.boxes[:, [0, 2]] + cells.boxes[:, [1, 3]]) / 2  # y, x
+        middle = (cells.boxes[:, :2] + cells.boxes[:, 2:]) / 2  # y, x
         own = (middle < [height, width]).all(axis=1)
         total += float((errors * cells.areas)[own].sum())
         area += float(cells.areas[own].sum())
-        inside = own & (cells.boxes[:, [0, 2]] > 0).all(axis=1) & (cells.boxes[:, [1, 3]] < window).all(axis=1)
+        inside = own & (cells.boxes[:, :2] > 0).all(axis=1) & (cells.boxes[:, 2:] < window).all(axis=1)
         covered += float(cells.areas[inside].sum())
-        diameters.append(2 * np.sqrt(cells.areas[inside] / np.pi) / scale)
+        diameters.append(equivalent_diameters(cells.areas[inside]) / scale)
     found = np.concatenate(diameters) if diameters else np.zeros(0)
     if not len(found):
         return Estimate(scale=scale, diameter=None, cells=0)

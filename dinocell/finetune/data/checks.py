@@ -18,6 +18,7 @@ from dinocell.core.errors import DataError
 from dinocell.datasets.alignment import Alignment, align
 from dinocell.finetune.data.image_store import ImageStore, PreparedImage
 from dinocell.finetune.validate.validator import evenly
+from dinocell.labels.cells import equivalent_diameters
 
 FEW_LABELLED = 0.1
 MOSTLY = 0.5
@@ -88,7 +89,7 @@ def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
         shape=(prepared.truth.shape[0], prepared.truth.shape[1]),
         rescaled=prepared.rescaled,
         cells=len(areas),
-        diameters=2.0 * np.sqrt(areas / np.pi),
+        diameters=equivalent_diameters(areas),
         labelled=float((labels > 0).mean()),
         pieces=int(ndimage.label(labels > 0)[1]),
         fragmented=_fragmented_share(labels, prepared.boxes),

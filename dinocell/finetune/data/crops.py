@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from dinocell.core.errors import DataError
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.augment import augment_intensity, crop_corner, log_uniform, random_turn, resize_crop
-from dinocell.finetune.data.image_store import ImageStore, PreparedImage, compact_labels, pixel_weights, shape2
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage, pixel_weights, shape2
 from dinocell.finetune.data.sampler import SampleOrder, sample_rng
 from dinocell.images.geometry.resize import resize_labels
+from dinocell.labels.cells import renumber, renumber_table
 from dinocell.objectives import Objective
 from dinocell.predict.windows import covering_windows
 
@@ -128,15 +129,16 @@ def labels_around(
     touched = boxes[ids - 1]
     y0, x0 = min(y, int(touched[:, 0].min())), min(x, int(touched[:, 1].min()))
     y1, x1 = max(y + side, int(touched[:, 2].max())), max(x + side, int(touched[:, 3].max()))
-    renumber = np.zeros(len(boxes) + 1, dtype=np.int32)
-    renumber[ids] = np.arange(1, len(ids) + 1, dtype=np.int32)
+    keep = np.zeros(len(boxes) + 1, dtype=bool)
+    keep[ids] = True
+    table, _ = renumber_table(keep)
     if side == size:
-        return renumber[labels[y0:y1, x0:x1]], (y - y0, x - x0)
+        return table[labels[y0:y1, x0:x1]], (y - y0, x - x0)
     zoom = size / side
     rows, top = _scaled_index(y, y0, y1, zoom, size)
     columns, left = _scaled_index(x, x0, x1, zoom, size)
-    scaled = renumber[labels[np.ix_(rows, columns)]]
-    return compact_labels(scaled), (top, left)
+    scaled = table[labels[np.ix_(rows, columns)]]
+    return renumber(scaled)[0], (top, left)
 
 
 def _scaled_index(start: int, low: int, high: int, zoom: float, size: int) -> tuple[NDArray[np.int64], int]:

@@ -19,6 +19,7 @@ from dinocell.images.geometry.resize import resize_image, resize_labels, scale_t
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.images.read import read_image
+from dinocell.labels.cells import cell_boxes, equivalent_diameters, find_cells, renumber
 from dinocell.labels.files import read_labels
 from dinocell.predict.placement import content_size, fit_labels, fit_plane, mirrored, padding
 
@@ -80,7 +81,7 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
     if config.data.label_pieces:
         truth = ndimage.label(truth > 0, structure=np.ones((3, 3)))[0].astype(np.int32)
     if config.objective.kind != "semantic":  # there the numbers are classes and must stay
-        truth = compact_labels(truth)
+        truth, _ = renumber(truth)
     ignore = None
     if item.ignore is not None:
         ignore = read_labels(item.ignore) != 0
@@ -106,7 +107,7 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
         image, labels = fit_plane(preprocess_plane(gray, config.preprocess), size, fit), fit_labels(truth, size, fit)
         ignore = _or(None if ignore is None else fit_labels(ignore, size, fit), padding(shape2(truth), size, fit))
     if labels is not truth and config.objective.kind != "semantic":
-        labels = compact_labels(labels)
+        labels, _ = renumber(labels)
     return PreparedImage(
         image=image,
         labels=labels,
@@ -124,11 +125,10 @@ def rescaled_size(labels: NDArray[np.int32], limits: DataConfig) -> tuple[int, i
 
     A cell's diameter is that of the circle of equal area. A limit of 0 does not hold.
     """
-    areas = np.bincount(labels.ravel())[1:]
-    areas = areas[areas > 0]
+    areas = find_cells(labels).areas
     if not limits.rescales or not len(areas):
         return shape2(labels)
-    diameter = 2.0 * float(np.sqrt(np.median(areas) / np.pi))
+    diameter = float(equivalent_diameters(np.median(areas)))
     factor = min(max(1.0, limits.min_diameter / diameter), MOST_ENLARGED)
     if limits.max_diameter:
         factor = min(factor, limits.max_diameter / diameter)
@@ -150,20 +150,6 @@ def _same_size(item: LabelledItem, image: Sequence[int], other: Sequence[int], w
             f"{path}: the {what} is {other[1]} × {other[0]} px but its image {item.image} is {image[1]} × {image[0]} "
             "px; export both at the same size"
         )
-
-
-def compact_labels(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Renumber labels to 1…n without gaps, keeping their order; background stays 0."""
-    values, inverse = np.unique(labels, return_inverse=True)
-    numbers = np.arange(len(values), dtype=np.int32) + (0 if len(values) and values[0] == 0 else 1)
-    return numbers[inverse].reshape(labels.shape)  # [H, W]
-
-
-def cell_boxes(labels: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Bounding boxes (n, 4) of labels 1…n: y0, x0, y1, x1, ends exclusive; zeros for a number that is absent."""
-    slices = ndimage.find_objects(labels)
-    boxes = [[0, 0, 0, 0] if s is None else [s[0].start, s[1].start, s[0].stop, s[1].stop] for s in slices]
-    return np.array(boxes, dtype=np.int64).reshape(-1, 4)  # [n, 4]
 
 
 class ImageStore:

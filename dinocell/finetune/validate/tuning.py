@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.validate.validator import Validator, decode, evenly, image_score
+from dinocell.labels.cells import keep_cells
 from dinocell.metrics import score_image
 from dinocell.models import SegmentationModel
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.objectives.base import relabel
 from dinocell.training import distributed
 
 GRIDS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
@@ -165,7 +165,7 @@ def score_settings(
         if every_size != decoded:
             decoded, labels = every_size, decode(build_objective(every_size), maps)
         large = np.bincount(labels.ravel(), minlength=1)[1:] >= setting.min_size
-        scores.append(image_score(score_image(truth, relabel(labels, large)), metric))
+        scores.append(image_score(score_image(truth, keep_cells(labels, large)), metric))
     return scores
 
 

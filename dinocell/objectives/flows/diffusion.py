@@ -83,11 +83,11 @@ def _sources(labels, number, box, cellpose):  # type: ignore[no-untyped-def]
     sum_y = np.int64(0)
     sum_x = np.int64(0)
     count = np.int64(0)
-    for y in range(box[0], box[1]):
-        for x in range(box[2], box[3]):
+    for y in range(box[0], box[2]):
+        for x in range(box[1], box[3]):
             if labels[y, x] == number:
                 sum_y += y - box[0]
-                sum_x += x - box[2]
+                sum_x += x - box[1]
                 count += 1
     if cellpose:
         sum_y = count * _round_half_even(sum_y, count)
@@ -95,9 +95,9 @@ def _sources(labels, number, box, cellpose):  # type: ignore[no-untyped-def]
     found = np.empty((1 if cellpose else count, 2), np.int64)
     ties = 0
     best = np.inf
-    for y in range(box[1] - box[0]):
-        for x in range(box[3] - box[2]):
-            if labels[box[0] + y, box[2] + x] == number:
+    for y in range(box[2] - box[0]):
+        for x in range(box[3] - box[1]):
+            if labels[box[0] + y, box[1] + x] == number:
                 distance = float(count * y - sum_y) ** 2 + float(count * x - sum_x) ** 2
                 if distance < best:
                     best = distance
@@ -125,15 +125,15 @@ def _layout(labels, number, box, spans):  # type: ignore[no-untyped-def]
     cell takes the room of its rows and not of its box. That holds if each row's pixels end two before those of the
     next two rows begin, one and two strides on, and likewise upwards.
     """
-    height = box[1] - box[0]
+    height = box[2] - box[0]
     for y in range(height):
         spans[y, 0], spans[y, 1] = box[3], -1
-        for x in range(box[2], box[3]):
+        for x in range(box[1], box[3]):
             if labels[box[0] + y, x] == number:
-                spans[y, 0] = min(spans[y, 0], x - box[2])
-                spans[y, 1] = x - box[2]
+                spans[y, 0] = min(spans[y, 0], x - box[1])
+                spans[y, 1] = x - box[1]
         if spans[y, 1] < 0:  # a cell in pieces, with an empty row between them
-            return box[3] - box[2] + 2, 0
+            return box[3] - box[1] + 2, 0
     stride = 0
     for y in range(height):
         for other in range(max(y - 2, 0), min(y + 3, height)):
@@ -148,9 +148,9 @@ def _load(labels, number, box, stride, first, heat, vertical, ninth):  # type: i
         heat[i] = 0.0
         vertical[i] = 0.0
         ninth[i] = 0.0
-    for y in range(box[0], box[1]):
-        row = (y - box[0] + 1) * stride + 1 - first - box[2]
-        for x in range(box[2], box[3]):
+    for y in range(box[0], box[2]):
+        row = (y - box[0] + 1) * stride + 1 - first - box[1]
+        for x in range(box[1], box[3]):
             if labels[y, x] == number:
                 ninth[row + x] = 1.0 / 9.0
 
@@ -212,7 +212,7 @@ def _solve(labels, number, box, places, stride, first, steps, single, double):  
     The first steps run in float32 at twice the speed, the last POLISH in float64: what float32 rounds is noise from
     pixel to pixel, which diffusion itself smooths away.
     """
-    size = (box[1] - box[0] + 2) * stride + box[3] - box[2] + 2
+    size = (box[2] - box[0] + 2) * stride + box[3] - box[1] + 2
     sources = np.empty(len(places), np.int64)
     for i in range(len(places)):
         sources[i] = (places[i, 0] + 1) * stride + places[i, 1] + 1 - first
@@ -240,7 +240,7 @@ def _longest(first, last, boxes):  # type: ignore[no-untyped-def]
     largest = 1
     tallest = 1
     for k in range(first, last):
-        height, width = boxes[k, 1] - boxes[k, 0], boxes[k, 3] - boxes[k, 2]
+        height, width = boxes[k, 2] - boxes[k, 0], boxes[k, 3] - boxes[k, 1]
         largest = max(largest, (height + 2) * (width + 2) + width + 2)
         tallest = max(tallest, height)
     return largest, tallest
@@ -262,9 +262,9 @@ def _unit(dy, dx, heat):  # type: ignore[no-untyped-def]
 @compiled(fast=True)
 def _write(labels, number, box, stride, first, solved, cellpose, heat, flows):  # type: ignore[no-untyped-def]
     """Copies one cell's heat into `heat`, or its own flows (leak-free) into `flows`."""
-    for y in range(box[0], box[1]):
-        row = (y - box[0] + 1) * stride + 1 - first - box[2]
-        for x in range(box[2], box[3]):
+    for y in range(box[0], box[2]):
+        row = (y - box[0] + 1) * stride + 1 - first - box[1]
+        for x in range(box[1], box[3]):
             if labels[y, x] != number:
                 continue
             i = row + x
@@ -307,8 +307,8 @@ def clear(boxes, heat):  # type: ignore[no-untyped-def]
     """Zeroes `heat` (H, W) in the cells' boxes and one pixel around: what is read of it, and often little of it all."""
     height, width = heat.shape
     for k in range(len(boxes)):
-        left, right = max(boxes[k, 2] - 1, 0), min(boxes[k, 3] + 1, width)
-        for y in range(max(boxes[k, 0] - 1, 0), min(boxes[k, 1] + 1, height)):
+        left, right = max(boxes[k, 1] - 1, 0), min(boxes[k, 3] + 1, width)
+        for y in range(max(boxes[k, 0] - 1, 0), min(boxes[k, 2] + 1, height)):
             heat[y, left:right] = 0.0
 
 
@@ -317,8 +317,8 @@ def heat_to_flows(labels, numbers, boxes, heat, flows):  # type: ignore[no-untyp
     """Unit flows (2, H, W) of all cells from their heat, across cell borders (parity variant)."""
     for k in range(len(numbers)):
         box = boxes[k]
-        for y in range(box[0], box[1]):
-            for x in range(box[2], box[3]):
+        for y in range(box[0], box[2]):
+            for x in range(box[1], box[3]):
                 if labels[y, x] == numbers[k]:
                     flows[0, y, x], flows[1, y, x] = _heat_flow(heat, y, x)
 
@@ -329,8 +329,8 @@ def heat_errors(labels, numbers, boxes, heat, flows, errors):  # type: ignore[no
     for k in range(len(numbers)):
         box = boxes[k]
         total = 0.0
-        for y in range(box[0], box[1]):
-            for x in range(box[2], box[3]):
+        for y in range(box[0], box[2]):
+            for x in range(box[1], box[3]):
                 if labels[y, x] == numbers[k]:
                     dy, dx = _heat_flow(heat, y, x)
                     total += (dy - flows[0, y, x]) ** 2 + (dx - flows[1, y, x]) ** 2

@@ -32,8 +32,8 @@ class DecodeReport:
 
     Attributes:
         cells: cells in the result.
-        too_large: (y0, y1, x0, x1, pixels) of each mask dropped for its size.
-        inconsistent: (y0, y1, x0, x1, pixels) of each mask dropped for its flow error.
+        too_large: (y0, x0, y1, x1, pixels) of each mask dropped for its size.
+        inconsistent: (y0, x0, y1, x1, pixels) of each mask dropped for its flow error.
         too_small: masks under `min_size`.
         unassigned: pixels above the threshold whose sink gathered too few pixels for a seed.
     """
@@ -155,7 +155,7 @@ def announce(report: DecodeReport, max_size_fraction: float) -> None:
     """Logs the report, and prints one line that names the masks dropped for their size, if there are any."""
     logger.info("%s", report)
     if report.too_large:
-        boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, y1, x0, x1, area in report.too_large)
+        boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, x0, y1, x1, area in report.too_large)
         log.warning(
             f"dropped {len(report.too_large)} mask(s) larger than max_size_fraction={max_size_fraction:g} of the "
             f"image: {boxes}; raise max_size_fraction to keep them"

@@ -13,13 +13,14 @@ from dinocell.core.errors import ConfigError, DataError
 from dinocell.datasets.labelled import DatasetInfo, LabelledItem, open_dataset
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.checks import cell_sizes, check_training_data, inspect_store, measure, problems
-from dinocell.finetune.data.image_store import ImageStore, PreparedImage, cell_boxes, compact_labels
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage
 from dinocell.finetune.data.run_data import open_items
 from dinocell.finetune.output.report import diagnose
+from dinocell.labels.cells import cell_boxes, renumber
 
 
 def image_of(labels: np.ndarray, image: np.ndarray | None = None, background: float = 1.0) -> PreparedImage:
-    labels = compact_labels(labels.astype(np.int32))
+    labels = renumber(labels)[0]
     if image is None:
         image = (labels > 0).astype(np.float32)
     return PreparedImage(

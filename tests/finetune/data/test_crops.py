@@ -9,9 +9,10 @@ from dinocell.datasets.labelled import DatasetInfo, LabelledItem
 from dinocell.finetune.config import DataConfig, FinetuneConfig
 from dinocell.finetune.data.augment import brighten
 from dinocell.finetune.data.crops import CropDataset, labels_around
-from dinocell.finetune.data.image_store import ImageStore, PreparedImage, cell_boxes, prepare, truth_weights
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage, prepare, truth_weights
 from dinocell.finetune.data.loader import BatchLoader
 from dinocell.finetune.data.sampler import SampleOrder, dataset_shares, sample_rng
+from dinocell.labels.cells import cell_boxes
 from dinocell.labels.files import write_labels
 from dinocell.models import GRAY_MEAN, GRAY_STD
 from dinocell.objectives import build_objective
