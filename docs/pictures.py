@@ -99,7 +99,7 @@ def main() -> None:
 def draw(segmenter: Segmenter, data: Path, tile: Tile) -> tuple[UInt8, UInt8]:
     """A square of one image, and the same with the outlines of its cells, each TILE px wide."""
     result = next(segmenter.segment_planes(data / tile.file))
-    print(f"{tile.file}: {result.labels.max()} cells; {'; '.join(result.notes)}", flush=True)
+    print(f"{tile.file}: {result.labels.max()} cells; {'; '.join(map(str, result.notes))}", flush=True)
     side = min(tile.side, *result.labels.shape)
     y, x = (min(start, length - side) for start, length in zip(tile.corner, result.labels.shape, strict=True))
     part = slice(y, y + side), slice(x, x + side)

@@ -1,4 +1,4 @@
-"""What the peers' training scripts share: their command line, the images as dinocell.data reads them, and the results.
+"""Shared parts of the peers' training scripts: command line, images as dinocell.images reads them, and results.
 
 The scripts run in environments of their own, with the repository on PYTHONPATH; see README.md here.
 """

@@ -174,7 +174,8 @@ def segment(
     ] = None,
     skip_existing: Annotated[bool, typer.Option(help="Leave images that already have results.")] = False,
     diameter: Annotated[
-        str | None, typer.Option(help="Typical cell diameter, px; auto: estimated; own: keep the image's scale.")
+        str | None,
+        typer.Option(help="Typical cell diameter, px; auto: estimated; own: image scale kept."),
     ] = None,
     pixel_size: Annotated[float | None, typer.Option(help="Pixel size, µm; overrides the files'.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability above which a pixel is a cell's.")] = None,
@@ -191,18 +192,22 @@ def segment(
                 out,
                 model,
                 save=save_formats(save),
-                axes=axes,
-                channel=channel,
-                z=z,
+                options=segmentation.SegmentOptions.parse(
+                    {
+                        "axes": axes,
+                        "channel": channel,
+                        "z": z,
+                        "diameter": diameter,
+                        "pixel_size": pixel_size,
+                        "threshold": threshold,
+                        "min_size": min_size,
+                        "flow_error": flow_error,
+                    }
+                ),
                 device=device,
                 batch_size=batch_size,
                 views=views,
                 skip_existing=skip_existing,
-                diameter=_diameter(diameter),
-                pixel_size=pixel_size,
-                threshold=threshold,
-                min_size=min_size,
-                flow_error=flow_error,
             ).exit_code
         )
     )
@@ -262,15 +267,6 @@ def pca(context: typer.Context) -> None:
 def save_formats(text: str) -> tuple[str, ...]:
     """`labels,csv` as names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _diameter(text: str | None) -> float | str | None:
-    if text is None or text in ("auto", "own"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"diameter: must be a number, auto or own, got {text!r}") from None
 
 
 def _named(text: str) -> tuple[str, Path]:

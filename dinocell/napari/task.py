@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from dinocell.core.errors import DataError
 from dinocell.images.image import ImageFile
 from dinocell.images.planes import Plane, iter_planes, open_image
 from dinocell.labels.cells import compact_dtype
+from dinocell.models.folder import CONFIG_NAME
 from dinocell.predict.tokens import frame_of
 from dinocell.predict.windows import covering_windows
+from dinocell.segmentation.notes import Note
 from dinocell.segmentation.options import SegmentOptions
 from dinocell.segmentation.result import SegmentationResult
 from dinocell.segmentation.segmenter import Segmenter
@@ -36,12 +40,26 @@ class LayerCells:
     Attributes:
         labels: (…, H, W) uint16, uint32 past 65,535 cells; a label is used once in the whole stack.
         features: one row a cell; `index` is its label, as napari wants it; `plane` (or `plane_0` …) where it lies.
-        notes: what the user should know, one line each.
+        notes: what the user should know, with the plane it is about.
     """
 
     labels: NDArray[Any]
     features: pd.DataFrame
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+
+def chosen_options(*, estimate: bool, diameter: float, threshold: float) -> SegmentOptions:
+    """Options for what the form shows, where 0 stands for the image's own scale and for the model's threshold."""
+    return SegmentOptions(diameter="auto" if estimate else diameter or "own", threshold=threshold or None)
+
+
+def estimates_by_default(folder: Path) -> bool:
+    """Report whether a model folder asks for estimated diameters; False for what is not a model folder."""
+    try:
+        meta = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(meta, dict) and meta.get("rescale") == "auto"
 
 
 def plane_indices(shape: Sequence[int], rgb: bool) -> list[Index]:
@@ -142,6 +160,10 @@ def _watched(segmenter: Segmenter, report: Report, cancelled: Callable[[], bool]
             handle.remove()
 
 
+def _of_plane(note: Note, index: Index) -> Note:
+    return replace(note, text=f"plane {index}: {note.text}") if index else note
+
+
 def _joined(leading: Index, chosen: Sequence[Index], results: Sequence[SegmentationResult]) -> LayerCells:
     """Planes as one array of labels that are used once, and one table."""
     height, width = results[0].labels.shape
@@ -156,7 +178,7 @@ def _joined(leading: Index, chosen: Sequence[Index], results: Sequence[Segmentat
         for position, (name, where) in enumerate(zip(names, index, strict=True)):
             table.insert(1 + position, name, where)
         tables.append(table)
-        notes += [f"{'plane ' + str(index) + ': ' if index else ''}{note}" for note in result.notes]
+        notes += [_of_plane(note, index) for note in result.notes]
         offset += result.count
     features = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     features = features.dropna(axis=1, how="all") if len(features) else features  # µm² without a pixel size

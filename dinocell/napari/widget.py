@@ -25,7 +25,15 @@ from qtpy.QtCore import QObject, Qt, Signal
 
 from dinocell.core.errors import DinoCellError
 from dinocell.models.packaged import default_model, find_model, packaged_models
-from dinocell.napari.task import Cancelled, Index, LayerCells, plane_indices, segment_layer
+from dinocell.napari.task import (
+    Cancelled,
+    Index,
+    LayerCells,
+    chosen_options,
+    estimates_by_default,
+    plane_indices,
+    segment_layer,
+)
 from dinocell.segmentation.options import SegmentOptions
 from dinocell.segmentation.segmenter import Segmenter
 
@@ -114,12 +122,26 @@ class SegmentWidget(Container):
         self.model.changed.connect(self._show_folder)
         self._show_folder()
         self.estimate.changed.connect(lambda wanted: setattr(self.diameter, "enabled", not wanted))
+        self.model.changed.connect(self._follow_model)
+        self.folder.changed.connect(self._follow_model)
+        self._follow_model()
         self.run.changed.connect(self.start)
         self.cancel.changed.connect(self.stop)
         self.table.changed.connect(self._show_table)
 
     def _show_folder(self) -> None:
         self.folder.visible = self.model.value == FOLDER
+
+    def _chosen_model(self) -> Path:
+        return find_model(self.folder.value if self.model.value == FOLDER else self.model.value)
+
+    def _follow_model(self) -> None:
+        """Tick the estimate for models that are trained on rescaled images, which otherwise segment poorly."""
+        try:
+            folder = self._chosen_model()
+        except DinoCellError:
+            return
+        self.estimate.value = estimates_by_default(folder)
 
     def start(self) -> None:
         """Begin to segment the chosen layer; one run at a time."""
@@ -165,10 +187,9 @@ class SegmentWidget(Container):
             layer=layer,
             data=data,
             rgb=layer.rgb,
-            model=find_model(self.folder.value if self.model.value == FOLDER else self.model.value),
-            options=SegmentOptions(
-                diameter="auto" if self.estimate.value else self.diameter.value or None,
-                threshold=self.threshold.value or None,
+            model=self._chosen_model(),
+            options=chosen_options(
+                estimate=self.estimate.value, diameter=self.diameter.value, threshold=self.threshold.value
             ),
             pixel_size=pixel_size(layer),
             planes=shown,
@@ -226,7 +247,7 @@ class SegmentWidget(Container):
         else:
             self._add_labels(task, outcome.cells)
             lines = [f"{len(outcome.cells.features):,} cells in {outcome.seconds:.1f} s on {outcome.device}"]
-            self.status.value = "\n".join([*lines, *outcome.cells.notes[:3]])
+            self.status.value = "\n".join([*lines, *map(str, outcome.cells.notes[:3])])
 
     def _add_labels(self, task: _Task, cells: LayerCells) -> None:
         layer = task.layer

@@ -20,6 +20,7 @@ from dinocell.objectives.flows.objective import FlowsObjective
 from dinocell.objectives.flows.targets import flow_errors
 from dinocell.predict.large.regions import Picture, ScaledPicture
 from dinocell.predict.placement import mirrored
+from dinocell.segmentation.notes import Note
 from dinocell.segmentation.options import SegmentOptions
 
 SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 5))
@@ -48,7 +49,6 @@ SURE = 0.6
 finds in texture; enlarged texture most of all."""
 WARNED = 0.5
 """The same, above which the user is told to look."""
-UNSURE = "diameter auto: not sure"
 MAX_RESCALE = 16.0
 
 Float32 = NDArray[np.float32]
@@ -79,21 +79,22 @@ class Estimate:
     share: float = 0.0
     doubtful: bool = False
 
-    def __str__(self) -> str:
+    @property
+    def note(self) -> Note:
+        """Sentence for the user; a warning where the diameter is unknown or in doubt."""
+        cells = f"{self.cells} cell{'s' if self.cells != 1 else ''}"
         if self.diameter is None:
-            found = f"{self.cells} cells with flow error {self.error:.2f}" if self.cells else "no cells"
-            scaled = "own scale kept" if self.scale == 1 else f"scaled by {self.scale:.3g}, as in training"
-            return f"{UNSURE} ({found}), {scaled}; give the diameter if the cells come out wrong"
-        scaled = f"scaled by {self.scale:.3g}" if self.scale != 1 else "own scale kept, which the model knows"
+            found = f"{cells} seen, recognized poorly" if self.cells else "no cells seen"
+            scaled = "image scale kept" if self.scale == 1 else f"scaled by {self.scale:.3g}, as in training"
+            text = f"diameter auto: not sure ({found}), {scaled}; give the diameter if the cells come out wrong"
+            return Note(text=text, severity="warning")
+        kept = "image scale kept, within the model's training range"
+        scaled = kept if self.scale == 1 else f"scaled by {self.scale:.3g}"
         if self.doubtful:
-            found = f"{self.cells} cells with flow error {self.error:.2f}"
-            return f"{UNSURE}, perhaps {self.diameter:.3g} px ({found}): {scaled}; give the diameter if it is wrong"
-        return f"diameter auto: {self.diameter:.3g} px, from {self.cells} cells: {scaled}"
-
-
-def is_routine(note: str) -> bool:
-    """Whether a note only says which scale was taken, so that nobody need be warned."""
-    return note.startswith(("diameter auto:", "scaled by")) and not note.startswith(UNSURE)
+            found = f"perhaps {self.diameter:.3g} px ({cells} seen, recognized poorly)"
+            text = f"diameter auto: not sure, {found}: {scaled}; give the diameter if it is wrong"
+            return Note(text=text, severity="warning")
+        return Note(text=f"diameter auto: {self.diameter:.3g} px, from {cells}: {scaled}", severity="info")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +138,11 @@ def told_scale(meta: Mapping[str, Any], options: SegmentOptions) -> float:
     Raises:
         ConfigError: the model does not know its own size, or the factor is beyond reason.
     """
+    assert options.diameter != "auto", "its scale is estimated"
     training = meta.get("training") or {}
     if options.diameter == "own":
         return 1.0
-    if options.diameter is not None:
-        assert options.diameter != "auto"
+    if not isinstance(options.diameter, str):
         ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
         scale = None if not ours else ours / theirs
     elif options.pixel_size is not None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from dinocell import __version__
 from dinocell.core import log
@@ -25,10 +25,10 @@ from dinocell.images.depth import choose_depth
 from dinocell.images.listing import list_images
 from dinocell.images.planes import Plane, count_planes, iter_planes, open_image
 from dinocell.predict.large.work_folder import KeptScratch
-from dinocell.segmentation.diameter import is_routine
 from dinocell.segmentation.job import Job
 from dinocell.segmentation.naming import unique_stems, without_results
-from dinocell.segmentation.options import SegmentOptions, merge_options
+from dinocell.segmentation.notes import Severity, severity_of, tell
+from dinocell.segmentation.options import SegmentKwargs, SegmentOptions
 from dinocell.segmentation.outputs.save import Format, check_formats, output_paths, save_result
 from dinocell.segmentation.result import SegmentationResult
 from dinocell.segmentation.segmenter import Segmenter
@@ -40,10 +40,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one plane, or of a whole file that could not be read.
-
-    `routine`: the reason only says what is usual, so that nobody need be warned.
-    """
+    """Outcome of one plane, or of a whole file that could not be read; the reason and how severe it is."""
 
     file: Path
     plane: str
@@ -51,7 +48,7 @@ class Outcome:
     status: str  # done, skipped or failed
     cells: int | None = None
     reason: str = ""
-    routine: bool = False
+    severity: Severity = "warning"
     last: bool = True
 
 
@@ -100,7 +97,7 @@ def run(
     skip_existing: bool = False,
     shard: Shard | None = None,
     options: SegmentOptions | None = None,
-    **changes: Any,
+    **changes: Unpack[SegmentKwargs],
 ) -> RunSummary:
     """Segment images, folders and patterns; results go to `out` as `STEM_labels.tif` and what else `save` names.
 
@@ -125,8 +122,9 @@ def run(
     Raises:
         ConfigError: an unknown format or option, inputs that match nothing, no model.
     """
-    formats, options = check_formats(save), merge_options(options, changes)
-    options = dataclasses.replace(options, embeddings="embeddings" in formats)
+    formats, options = check_formats(save), (options or SegmentOptions()).changed(changes)
+    if "embeddings" in formats:
+        options = options.changed({"embeddings": True})
     files = _files(inputs)
     if not isinstance(model, Segmenter):
         model = Segmenter(model, device=device, precision=precision, batch_size=batch_size, views=views)
@@ -312,8 +310,8 @@ class _Run:
         try:
             result = segment()
             save_result(result, self.out, about["stem"], self.formats, str(about["file"].absolute()))
-            routine = all(map(is_routine, result.notes))
-            return Outcome(**about, status="done", cells=result.count, reason="; ".join(result.notes), routine=routine)
+            reason, severity = "; ".join(map(str, result.notes)), severity_of(result.notes)
+            return Outcome(**about, status="done", cells=result.count, reason=reason, severity=severity)
         except Exception as error:  # as in _open
             return Outcome(**about, status="failed", reason=_reason(error))
 
@@ -356,12 +354,11 @@ def _reason(error: Exception) -> str:
 
 
 def _said(outcome: Outcome) -> Outcome:
-    """The outcome itself, once the user has read what is worth knowing about it."""
+    """Report an outcome, then pass it on."""
     if outcome.reason:
         where = f"{outcome.file}{' ' + outcome.plane if outcome.plane else ''}"
         reason = outcome.reason.removeprefix(f"{outcome.file}: ")
-        say = log.info if outcome.routine else log.warning
-        say(f"{where}: {'failed: ' if outcome.status == 'failed' else ''}{reason}")
+        tell(f"{where}: {'failed: ' if outcome.status == 'failed' else ''}{reason}", outcome.severity)
     return outcome
 
 

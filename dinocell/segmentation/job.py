@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.images.planes import InputPlane
+from dinocell.segmentation.notes import Note
 
 Float32 = NDArray[np.float32]
 
@@ -25,7 +26,7 @@ class Job:
     size: tuple[int, int]
     z: Float32 | None
     invalid: NDArray[np.bool_] | None
-    notes: list[str]
+    notes: list[Note]
     kept: Float32 | None = None
     scale: float = 1.0
     shown: tuple[int, int] = (0, 0)

@@ -19,6 +19,7 @@ from dinocell.predict.large.regions import Picture, ScaledMaps
 from dinocell.predict.large.stream import Float32, predict_large
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.windows import starts
+from dinocell.segmentation.notes import CONSTANT, Note
 from dinocell.segmentation.result import SegmentationResult
 
 
@@ -34,7 +35,7 @@ def segment_large(
     device: torch.device,
     dtype: torch.dtype,
     scratch: Scratch | None = None,
-    notes: tuple[str, ...] = (),
+    notes: tuple[Note, ...] = (),
 ) -> SegmentationResult:
     """Cells of an image of any size (both sides at least `window`), with progress; labels and maps in scratch files.
 
@@ -44,7 +45,7 @@ def segment_large(
     scratch = scratch or Scratch()
     objective = build_objective(config)
     if source.constant:
-        notes = (*notes, "the image is constant: no cells")
+        notes = (*notes, CONSTANT)
         empty = scratch.array("final", plane.size, np.uint16, "writing")
         return SegmentationResult(labels=empty, maps=None, objective=objective, plane=plane, notes=notes)
     channels = len(objective.channels)

@@ -1,11 +1,12 @@
-"""What a user can choose when segmenting."""
+"""Options of a segmentation, and their one parser from what a user types."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any, Literal, TypedDict, get_args
 
 from dinocell.core.config import field
 from dinocell.core.errors import ConfigError
@@ -13,18 +14,36 @@ from dinocell.images.depth import Depth, check_depth
 from dinocell.images.planes import Channel
 from dinocell.objectives import ObjectiveConfig
 
+DiameterWord = Literal["auto", "own", "model"]
+DIAMETER_WORDS: tuple[DiameterWord, ...] = get_args(DiameterWord)
+
+
+class SegmentKwargs(TypedDict, total=False):
+    """The fields of `SegmentOptions` as keyword arguments of `segment`, `run` and their like."""
+
+    axes: str | None
+    channel: Channel | None
+    z: Depth | None
+    diameter: float | DiameterWord
+    pixel_size: float | None
+    threshold: float | None
+    min_size: int | None
+    max_size_fraction: float | None
+    embeddings: bool
+    flow_error: float | None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentOptions:
-    """How images are read and how maps become cells; None leaves what the file or the model says."""
+    """Options of reading and decoding; None leaves what the file or the model says."""
 
     axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
     channel: Channel | None = field(None, "channel to segment, index from 0 or name; default: all, combined to gray")
     z: Depth | None = field(None, "Z stacks as one plane: best, max, mean or a number from 0; default: each depth")
-    diameter: float | Literal["auto", "own"] | None = field(
-        None,
+    diameter: float | DiameterWord = field(
+        "model",
         "typical cell diameter in the image; rescales to the model's own; auto estimates it, own keeps the image's "
-        "scale; default: as the model says (auto for those trained on rescaled images)",
+        "scale, model does what is usual for the model (auto for those trained on rescaled images)",
         "px",
     )
     pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
@@ -35,14 +54,37 @@ class SegmentOptions:
     flow_error: float | None = field(None, "largest mean squared flow error of a cell; 0 = no check")
 
     def __post_init__(self) -> None:
-        for name in ("diameter", "pixel_size"):
-            value = getattr(self, name)
-            words = ("auto", "own") if name == "diameter" else ()
-            if isinstance(value, str) and value not in words:
-                raise ConfigError(f"{name}: must be a number{', auto or own' if words else ''}, got {value!r}")
-            if isinstance(value, (int, float)) and not 0 < value < math.inf:
+        for name, value in (("diameter", self.diameter), ("pixel_size", self.pixel_size)):
+            if value in _WORDS[name]:
+                continue
+            if not isinstance(value, Real):
+                raise _not_a_number(name, value)
+            if not 0 < value < math.inf:
                 raise ConfigError(f"{name}: must be above 0, got {value}")
         check_depth(self.z)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> SegmentOptions:
+        """Build options from what a user typed, on a command line, in a form or in Python.
+
+        Args:
+            values: texts or values by field name; None stands for the default.
+
+        Raises:
+            ConfigError: an unknown field, or a value that it does not take.
+        """
+        return cls().changed(values)
+
+    def changed(self, values: Mapping[str, Any]) -> SegmentOptions:
+        """These options with other values in some fields; values and errors as in `parse`."""
+        known = {entry.name: entry.default for entry in dataclasses.fields(self)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: no such option of segment; known: {', '.join(sorted(known))}")
+        typed: dict[str, Any] = {
+            name: known[name] if value is None else _typed(name, value) for name, value in values.items()
+        }
+        return dataclasses.replace(self, **typed)
 
     def decoding(self, objective: ObjectiveConfig, scale: float = 1.0) -> ObjectiveConfig:
         """The model's objective with the thresholds that the user changed, for an image that it sees at `scale`."""
@@ -51,9 +93,30 @@ class SegmentOptions:
         return dataclasses.replace(objective.seen_at(scale), **changed)
 
 
-def merge_options(options: SegmentOptions | None, changes: Mapping[str, Any]) -> SegmentOptions:
-    known = {entry.name for entry in dataclasses.fields(SegmentOptions)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ConfigError(f"{unknown[0]}: no such option of segment; known: {', '.join(sorted(known))}")
-    return dataclasses.replace(options or SegmentOptions(), **changes)
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    "diameter": float,
+    "pixel_size": float,
+    "threshold": float,
+    "min_size": int,
+    "max_size_fraction": float,
+    "flow_error": float,
+}
+_WORDS: dict[str, tuple[str | None, ...]] = {"diameter": DIAMETER_WORDS, "pixel_size": (None,)}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value of a field that is a number, from its text; others as they are."""
+    if not isinstance(value, str) or name not in _NUMBERS:
+        return value
+    if value in _WORDS.get(name, ()):
+        return value
+    try:
+        return _NUMBERS[name](value)
+    except ValueError:
+        raise _not_a_number(name, value) from None
+
+
+def _not_a_number(name: str, value: object) -> ConfigError:
+    kind = "a whole number" if _NUMBERS[name] is int else "a number"
+    words = f", {', '.join(DIAMETER_WORDS[:-1])} or {DIAMETER_WORDS[-1]}" if name == "diameter" else ""
+    return ConfigError(f"{name}: must be {kind}{words}, got {value!r}")

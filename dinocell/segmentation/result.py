@@ -17,6 +17,7 @@ from dinocell.objectives import Objective
 from dinocell.objectives.flows.objective import FlowsObjective
 from dinocell.objectives.probability import cell_probability
 from dinocell.predict.large.regions import ScaledMaps
+from dinocell.segmentation.notes import Note
 
 Float32 = NDArray[np.float32]
 
@@ -30,7 +31,7 @@ class SegmentationResult:
         maps: (K, H, W) float32, the network's raw output; None where nothing was predicted (a constant image).
         objective: what the maps mean.
         plane: the plane that was segmented.
-        notes: what the user should know about this plane, one line each.
+        notes: what the user should know about this plane.
         embeddings: (n, D) float32, the mean patch token of each cell, in the order of `table()`; None unless asked for.
     """
 
@@ -38,7 +39,7 @@ class SegmentationResult:
     maps: Float32 | None
     objective: Objective
     plane: InputPlane
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     embeddings: Float32 | None = None
 
     @property

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import cv2
 import numpy as np
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dinocell.core import device as devices
-from dinocell.core import log
 from dinocell.core.config import from_dict
 from dinocell.core.errors import ConfigError
 from dinocell.images.depth import choose_depth
@@ -40,10 +39,11 @@ from dinocell.predict.runner import evaluating, predict_stream, run_batch
 from dinocell.predict.tokens import cell_embeddings, frame_of
 from dinocell.predict.views import VIEWS, averaged
 from dinocell.predict.windows import OVERLAP, Window
-from dinocell.segmentation.diameter import Estimate, estimate_diameter, is_routine, told_scale, training_diameters
+from dinocell.segmentation.diameter import Estimate, estimate_diameter, told_scale, training_diameters
 from dinocell.segmentation.job import Job
 from dinocell.segmentation.large_image import segment_large
-from dinocell.segmentation.options import SegmentOptions, merge_options
+from dinocell.segmentation.notes import CONSTANT, Note, tell
+from dinocell.segmentation.options import SegmentKwargs, SegmentOptions
 from dinocell.segmentation.result import SegmentationResult
 
 LARGE_PIXELS = 64 * 2**20
@@ -125,7 +125,9 @@ class Segmenter:
         """Whether the model was trained on images brought to one size of cells, and so brings new ones to it."""
         return self.fit == "tile" and self.meta.get("rescale") == "auto"
 
-    def segment(self, image: Image, options: SegmentOptions | None = None, **changes: Any) -> SegmentationResult:
+    def segment(
+        self, image: Image, options: SegmentOptions | None = None, **changes: Unpack[SegmentKwargs]
+    ) -> SegmentationResult:
         """Segment one plane.
 
         Args:
@@ -137,7 +139,7 @@ class Segmenter:
             ConfigError: unknown options, or an image of several time points or depths (see `segment_planes`).
             DataError: the image cannot be read.
         """
-        options = merge_options(options, changes)
+        options = (options or SegmentOptions()).changed(changes)
         opened = choose_depth(open_image(image, options.axes), options.z, options.channel)
         count = count_planes(opened)
         if count != 1:
@@ -148,10 +150,10 @@ class Segmenter:
         return next(self.stream(iter_planes(opened, options.channel), options))
 
     def segment_planes(
-        self, image: Image, options: SegmentOptions | None = None, **changes: Any
+        self, image: Image, options: SegmentOptions | None = None, **changes: Unpack[SegmentKwargs]
     ) -> Iterator[SegmentationResult]:
         """Segment every time point and depth of an image, each on its own; see `segment` for the arguments."""
-        options = merge_options(options, changes)
+        options = (options or SegmentOptions()).changed(changes)
         opened = choose_depth(open_image(image, options.axes), options.z, options.channel)
         yield from self.stream(iter_planes(opened, options.channel), options)
 
@@ -217,15 +219,16 @@ class Segmenter:
         """Preprocess a plane; thread-safe."""
         plane = self._sized(loaded(plane), options)
         gray: NDArray[Any] = plane.gray
-        notes: list[str] = []
+        notes: list[Note] = []
         invalid = ~np.isfinite(gray) if gray.dtype.kind == "f" else None
         if invalid is not None and not invalid.any():
             invalid = None
         if invalid is not None:
-            notes.append(f"{invalid.mean():.1%} of the pixels are NaN or infinite: no cells are reported there")
+            text = f"{invalid.mean():.1%} of the pixels are NaN or infinite: no cells are reported there"
+            notes.append(Note(text=text, severity="warning"))
         finite = gray if invalid is None else gray[~invalid]
         if finite.size == 0 or finite.min() == finite.max():
-            notes.append("the image is constant: no cells")
+            notes.append(CONSTANT)
             return Job(plane=plane, size=plane.size, z=None, invalid=invalid, notes=notes)
         z: NDArray[Any] = preprocess_plane(gray, self.preprocess)
         scale, said = self._scale_of(WholePicture(z), options)
@@ -244,18 +247,18 @@ class Segmenter:
         """The plane with the pixel size that the user gave, if any."""
         return plane if options.pixel_size is None else dataclasses.replace(plane, pixel_size=options.pixel_size)
 
-    def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[str]]:
+    def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[Note]]:
         """Factor from a picture's pixels to the model's, and what the user should know about it."""
         if not self._estimates(options):
             scale = told_scale(self.meta, options)
-            said = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
-            return scale, [said] if scale != 1 else []
+            text = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
+            return scale, [Note(text=text, severity="info")] if scale != 1 else []
         found = self.estimate_diameter(picture, options)
-        return found.scale, [str(found)]
+        return found.scale, [found.note]
 
     def _estimates(self, options: SegmentOptions) -> bool:
-        """Whether the scale is to be estimated: asked for, or usual for this model and nothing else said."""
-        if options.diameter is None and self.rescales:
+        """Whether to estimate the scale: on request, or by default for models trained on rescaled images."""
+        if options.diameter == "model" and self.rescales:
             return options.pixel_size is None or not (self.meta.get("training") or {}).get("pixel_size")
         return options.diameter == "auto"
 
@@ -370,6 +373,6 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _tell(plane: InputPlane, notes: Iterable[str]) -> None:
+def _tell(plane: InputPlane, notes: Iterable[Note]) -> None:
     for note in notes:
-        (log.info if is_routine(note) else log.warning)(f"{plane.name + ': ' if plane.name else ''}{note}")
+        tell(f"{plane.name + ': ' if plane.name else ''}{note}", note.severity)

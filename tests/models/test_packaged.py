@@ -89,7 +89,7 @@ def test_no_model_named_takes_cells_everywhere(install: Callable[..., Path], tmp
     run([tmp_path / "image.npy"], tmp_path / "run", device="cpu")
     assert command("segment", str(tmp_path / "image.npy"), "--out", str(tmp_path / "out"), "--device", "cpu") == 0
     for folder in ("run", "out"):
-        labels = dinocell.data.io.read_labels(tmp_path / folder / "image_labels.tif")
+        labels = dinocell.labels.files.read_labels(tmp_path / folder / "image_labels.tif")
         np.testing.assert_array_equal(labels, expected)
 
 

@@ -10,6 +10,7 @@ import torch
 from dinocell.core.errors import ConfigError, DataError
 from dinocell.napari.task import Cancelled, plane_indices, segment_layer
 from dinocell.segmentation import Segmenter, SegmentOptions
+from dinocell.segmentation.notes import Note
 
 RNG = np.random.default_rng(0)
 
@@ -80,7 +81,7 @@ def test_constant_planes_have_no_cells_and_say_so(segmenter: Segmenter) -> None:
     stack = np.stack([np.full((64, 64), 9, np.uint8), noise(64, 64)])
     cells = segment_layer(segmenter, stack)
     assert not cells.labels[0].any() and cells.labels[1].any()
-    assert cells.notes == ("plane (0,): the image is constant: no cells",)
+    assert cells.notes == (Note(text="plane (0,): the image is constant: no cells", severity="warning"),)
     empty = segment_layer(segmenter, stack[0])
     assert len(empty.features) == 0 and {"index", "area_px"} <= set(empty.features)
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dinocell
 from dinocell.core.device import choose_dtype
 from dinocell.core.errors import CheckpointError, ConfigError, DataError
+from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
 from dinocell.predict.runner import predict_maps, run_batch
 from dinocell.segmentation import Segmenter, SegmentOptions, load_model, segment
@@ -223,7 +224,7 @@ def test_model_folder_run_folder_and_path_in_one_line(model_folder: Path, tmp_pa
     for other in labels[1:]:
         np.testing.assert_array_equal(labels[0], other)
     maps = load_model(model_folder, device="cpu", precision="float32").segment(image).maps
-    z = dinocell.data.preprocess.preprocess(image)
+    z = preprocess_plane(image)
     np.testing.assert_allclose(maps, predict_maps(by_folder.model, z, 64, 16), atol=1e-5)
 
 
