@@ -72,6 +72,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout",
+            "pytest-xdist",
             "hypothesis",
             "shapely>=2",
             "pyarrow>=14",

@@ -1,10 +1,10 @@
-"""Shared by all tests: a headless matplotlib, few threads, a tiny recipe, and the folder of real images, if any."""
+"""Shared by all tests: a headless matplotlib, one thread, a tiny recipe, and the folder of real images, if any."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from dinocell.finetune import FinetuneConfig
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# One thread per process, set before NumPy, OpenCV and torch are imported: the order of a sum, so its last digit,
+# depends on how many there are, and the processes of `make test` must not fight for two cores. What tests start
+# inherits it.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+    os.environ[_name] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -30,17 +35,6 @@ def real_data() -> Path:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """One thread of torch: the order of a sum, so its last digit, depends on how many there are."""
-    import torch  # here, as not every test needs it
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

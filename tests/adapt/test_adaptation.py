@@ -18,7 +18,6 @@ from dinocell.report import Report
 from dinocell.segmentation import Segmenter
 from dinocell.training.signals import EXIT_STOPPED, StopSignal
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = [
     "--steps=4",
     "--device=cpu",

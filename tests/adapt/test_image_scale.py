@@ -20,8 +20,6 @@ from dinocell.labels.files import read_labels
 from dinocell.segmentation import Segmenter
 from dinocell.segmentation.diameter import Estimate
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def rescaling(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

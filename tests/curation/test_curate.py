@@ -312,8 +312,8 @@ def test_all_real_images_are_accounted_for(tmp_path: Path) -> None:
     run(CurateConfig(sources=(str(source),), out=str(tmp_path), workers=2))
     rows = read_rows(tmp_path / "manifest.csv") + read_rows(tmp_path / "rejected.csv")
     files = {str(path) for path in source.rglob("*") if path.is_file()}
+    assert files
     assert {row["source"] for row in rows} == files
-    assert len(files) == 163
 
 
 @pytest.mark.parametrize("recipe", ["default", "source_cell_painting_gallery", "source_bbbc022", "source_idr"])

@@ -11,6 +11,7 @@ import pytest
 NAMES = ("segment_cells", "adapt_to_your_microscope", "train_on_your_masks")
 
 
+@pytest.mark.slow
 def test_the_notebooks_run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other in one kernel: each starts with its own imports, and three kernels would take three times."""
     nbclient = pytest.importorskip("nbclient", reason="pip install -e .[test]")

@@ -28,9 +28,6 @@ from dinocell.training.signals import EXIT_STOPPED
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def recipe(tiny):
     own = {"backbone": {"depth": 3}, "decoder": {"neck_width": 32}}

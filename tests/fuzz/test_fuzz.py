@@ -1,4 +1,4 @@
-"""A few hundred damaged files through every reader and command; `fuzz.py` beside this runs as many as one likes."""
+"""Hundreds of damaged files through every reader and command; `fuzz.py` beside this runs as many as one likes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 CASES = {"read": 160, "labels": 60, "seg_npy": 60, "weights": 30, "prepare": 24, "curate": 10, "segment": 12}
+MORE = 10
+"""Times the cases above, of the slow tests."""
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +34,21 @@ def bench(targets: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return targets.Bench([folder / "corpus"], folder / "models", folder / "scratch", seed=7)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_damaged_files_are_read_or_refused_in_one_line(name: str, bench: Any) -> None:
-    ends = [bench.run(name, number) for number in range(CASES[name])]  # raises what is neither
+def check_cases(bench: Any, name: str, cases: range) -> None:
+    ends = [bench.run(name, number) for number in cases]  # raises what is neither read nor refused
     if name in ("read", "labels", "weights"):
         assert any(end != "read" for end in ends)  # or nothing was damaged
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_damaged_files_are_read_or_refused_in_one_line(name: str, bench: Any) -> None:
+    check_cases(bench, name, range(CASES[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_more_damaged_files_are_read_or_refused_in_one_line(name: str, bench: Any) -> None:
+    check_cases(bench, name, range(CASES[name], MORE * CASES[name]))
 
 
 def test_the_bench_notices_a_reader_that_lets_an_error_through(

@@ -20,7 +20,6 @@ from dinocell.models import export_backbone
 from dinocell.pretrain import PretrainConfig, run
 from dinocell.training.progress import read_metrics
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE: dict[str, Any] = {
     "model": {"arch": "vit_tiny", "depth": 2, "image_size": 32, "drop_path": 0.3, "registers": 1},
     "data": {"workers": 0},

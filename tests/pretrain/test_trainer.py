@@ -27,7 +27,6 @@ from dinocell.pretrain.trainer import Trainer
 from dinocell.training.progress import read_metrics
 from dinocell.training.signals import EXIT_STOPPED
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE: dict[str, Any] = {
     "model": {"arch": "vit_tiny", "depth": 1, "image_size": 32, "drop_path": 0.3},
     "data": {"workers": 0},

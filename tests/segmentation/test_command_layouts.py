@@ -17,7 +17,7 @@ from dinocell.segmentation import Segmenter
 LAYOUTS = {  # file → what lies in it
     "qpi_float32/*.tif": "YX float32",
     "yeast_brightfield_ep/*.tif": "YX uint16",
-    "bacteria_omnipose/*.tiff": "YXS uint8",
+    "bacteria_omnipose/*.tif": "YX uint16",
     "embl_training/xy_rgb__cells.tif": "YXS uint8",
     "embl_training/xyc_16bit__hela-cells.tif": "YXS uint16",
     "embl_training/xyc_16bit__nuclei_golgi.tif": "CYX uint16",

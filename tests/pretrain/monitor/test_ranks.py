@@ -50,7 +50,11 @@ def test_the_published_run_costs_what_was_derived(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_load(name: str, repository: Path) -> None:
-    config_module.load(PretrainConfig, repository / f"ssl/configs/{name}.yaml", ["data.root=x", "output_dir=x"])
+    path = repository / f"ssl/configs/{name}.yaml"
+    config = config_module.to_dict(config_module.load(PretrainConfig, path, ["data.root=x", "output_dir=x"]))
+    for key, value in config_module.read_recipe(path).items():
+        loaded = {part: config[key][part] for part in value} if isinstance(value, dict) else config[key]
+        assert loaded == value, key
 
 
 def test_the_papers_recipe_is_complete_and_is_the_default(repository: Path) -> None:
