@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on(pile: Path, tmp_path: Path) -> None:
 def test_a_second_run_reads_nothing_again(pile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curate(pile, tmp_path / "out")
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(sys.modules["dinocell.curation.curate"], "extract", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(sys.modules["dinocell.curation.curate"], "extract_source", lambda *_: pytest.fail("read again"))
     curate(pile, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 

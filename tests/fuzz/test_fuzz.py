@@ -57,7 +57,7 @@ def test_the_bench_notices_a_reader_that_lets_an_error_through(
     def broken(path: Path) -> None:
         raise IndexError(f"{path.name}: list index out of range")
 
-    monkeypatch.setattr(targets.reading, "read_series", broken)
+    monkeypatch.setattr(targets, "read_series", broken)
     with pytest.raises(IndexError):
         bench.run("read", 0)
 

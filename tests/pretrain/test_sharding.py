@@ -49,7 +49,7 @@ HARD = {
 }
 RANK = """
 import sys, torch
-from dinocell import config
+from dinocell.core import config
 from dinocell.pretrain import PretrainConfig, run
 module = sys.modules["dinocell.pretrain.trainer"]
 module.matmul_rate = lambda *_: 1e11

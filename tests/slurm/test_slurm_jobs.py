@@ -247,7 +247,7 @@ def test_a_crashed_rank_ends_the_job_and_is_named(how: str, runs: Runs, slurm: A
 def test_plain_srun_and_torchrun_in_an_allocation(slurm: Any, tmp_path: Path) -> None:
     script = tmp_path / "where.py"
     script.write_text(
-        "from dinocell import distributed as d\n"
+        "from dinocell.training import distributed as d\n"
         "w = d.setup('cpu')\n"
         "assert sorted(d.gather_objects(w.rank)) == list(range(w.world_size))\n"
         "print(w.launcher, w.rank, w.world_size)\n"

@@ -41,7 +41,7 @@ def test_reductions_over_two_processes(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(
         "import torch\n"
-        "from dinocell import distributed as d\n"
+        "from dinocell.training import distributed as d\n"
         "w = d.setup('cpu')\n"
         "x = torch.tensor([float(w.rank + 1)])\n"
         "assert d.all_reduce_sum(x).item() == 3 and d.all_reduce_mean(x).item() == 1.5\n"
