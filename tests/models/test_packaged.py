@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import dinocell
 from dinocell import cli
 from dinocell.core.errors import CheckpointError, ConfigError
+from dinocell.labels.files import read_labels
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, packaged, save_model
 from dinocell.models.folder import halve_model_folder, load_model_folder
 from dinocell.models.packaged import find_model, packaged_models
@@ -89,7 +90,7 @@ def test_no_model_named_takes_cells_everywhere(install: Callable[..., Path], tmp
     run([tmp_path / "image.npy"], tmp_path / "run", device="cpu")
     assert command("segment", str(tmp_path / "image.npy"), "--out", str(tmp_path / "out"), "--device", "cpu") == 0
     for folder in ("run", "out"):
-        labels = dinocell.labels.files.read_labels(tmp_path / folder / "image_labels.tif")
+        labels = read_labels(tmp_path / folder / "image_labels.tif")
         np.testing.assert_array_equal(labels, expected)
 
 

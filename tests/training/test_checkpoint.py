@@ -146,7 +146,7 @@ def test_a_crash_while_a_checkpoint_is_replaced_leaves_a_whole_one(
         if crash == "before the new file":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "atomic_write_text", dies)
+    monkeypatch.setattr(checkpoint, "atomic_write_text", dies)
     with pytest.raises(KeyboardInterrupt):
         manager.save(1, state(7))
     loaded = manager.load_latest()

@@ -16,11 +16,10 @@ from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
 from dinocell.metrics import maximum_matching_accuracy
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.large import stream
 from dinocell.predict.large.blocks import decode_blocks
 from dinocell.predict.large.regions import ScaledMaps
 from dinocell.predict.runner import predict_maps
-from dinocell.segmentation import Segmenter
+from dinocell.segmentation import Segmenter, large_image
 
 Same = Callable[[np.ndarray, np.ndarray], bool]
 
@@ -125,7 +124,7 @@ def test_different_tilings_of_a_real_image_give_the_same_cells(real_data: Path) 
 def test_large_images_are_rescaled_as_small_ones(
     diameter: float, make_disks: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK", 150)
+    monkeypatch.setattr(large_image, "BLOCK", 150)
     image = np.where(make_disks((400, 500), 12, 40) > 0, 200, 20).astype(np.uint8)
     meta = {"crop_size": 64, "objective": {"kind": "semantic"}, "training": {"diameter": 30}}
     segmenter = Segmenter(Local(), meta, device="cpu", precision="float32")

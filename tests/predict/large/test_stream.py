@@ -20,7 +20,7 @@ from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large import stream
 from dinocell.predict.large.blocks import decode_blocks
 from dinocell.predict.runner import predict_maps
-from dinocell.segmentation import Segmenter, segment
+from dinocell.segmentation import Segmenter, large_image, segment
 
 Make = Callable[..., Any]
 
@@ -153,7 +153,7 @@ def test_large_images_give_the_same_cells_as_small_ones(
 ) -> None:
     truth = make_disks((400, 500))
     image, segmenter = make_oracle(truth)
-    monkeypatch.setattr(stream, "BLOCK", 150)
+    monkeypatch.setattr(large_image, "BLOCK", 150)
     whole = segmenter.segment(image)
     segmenter.large_pixels = 1000
     streamed = segmenter.segment(image, pixel_size=0.5)

@@ -19,17 +19,17 @@ from dinocell.datasets.synthetic.sample import make_image
 from dinocell.labels.files import read_labels
 from dinocell.predict.large import stream
 from dinocell.predict.large.work_folder import KeptScratch
-from dinocell.segmentation import Segmenter, run
+from dinocell.segmentation import Segmenter, large_image, run
 
 META = {"crop_size": 64, "overlap": 24, "objective": {"kind": "semantic"}}
 KILLED = """
 import sys, time
 from pathlib import Path
 from torch import nn
-from dinocell.inference import Segmenter, large, run
+from dinocell.segmentation import Segmenter, large_image, run
 
 stage, folder = sys.argv[1:]
-large.BLOCK = 100
+large_image.BLOCK = 100
 
 class Slow(nn.Module):
     def forward(self, z):
@@ -44,8 +44,8 @@ def hang(stages):
         yield found
 
 if stage == "decoding":
-    decode = large.decode_blocks
-    large.decode_blocks = lambda *a, **k: hang(decode(*a, **k))
+    decode = large_image.decode_blocks
+    large_image.decode_blocks = lambda *a, **k: hang(decode(*a, **k))
 segmenter = Segmenter(Slow(), %r, device="cpu", precision="float32")
 segmenter.large_pixels = 1000
 run([Path(folder) / "field.tif"], Path(folder) / "out", segmenter)
@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     image, _ = make_image(1, 400, "fluorescence")
     tifffile.imwrite(tmp_path / "field.tif", image)
-    monkeypatch.setattr(stream, "BLOCK", 100)
+    monkeypatch.setattr(large_image, "BLOCK", 100)
     expected = large_segmenter()
     run([tmp_path / "field.tif"], tmp_path / "undisturbed", expected)
 
