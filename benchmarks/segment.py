@@ -47,11 +47,12 @@ from dinocell.objectives import build_objective
 from dinocell.objectives.flows.objective import FlowsObjective
 from dinocell.predict.runner import evaluating
 from dinocell.segmentation import Segmenter, SegmentOptions, load_model
-from dinocell.segmentation.outputs.save import save_result
+from dinocell.segmentation.outputs.save import check_formats, save_result
 
 PEER = Path(__file__).parent / "peers" / "objectives_cellpose.py"
 PROCEDURES = ("theirs", "ours")
 PARTS = ("read", "prepare", "network", "decode", "write")
+LABELS = check_formats("labels")
 
 
 class Replaced(nn.Module):
@@ -228,7 +229,7 @@ def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
     job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
     [(_, maps)], seconds["network"] = clock(lambda: list(segmenter.predict([job])))
     result, seconds["decode"] = clock(lambda: segmenter.finish(job, maps, options))
-    return seconds, result.labels, len(tiles), lambda out: save_result(result, out, file.stem, ("labels",)) and None
+    return seconds, result.labels, len(tiles), lambda out: save_result(result, out, file.stem, LABELS) and None
 
 
 def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any]) -> Timed:
@@ -261,7 +262,7 @@ def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any])
     if peer:
         found, seconds["decode"] = decode_by_cellpose(segmenter, peer, maps)
         result = dataclasses.replace(result, labels=found)
-    return seconds, result.labels, len(corners), lambda out: save_result(result, out, file.stem, ("labels",)) and None
+    return seconds, result.labels, len(corners), lambda out: save_result(result, out, file.stem, LABELS) and None
 
 
 def decode_by_cellpose(segmenter: Segmenter, peer: str, maps: NDArray[np.float32]) -> tuple[NDArray[Any], float]:

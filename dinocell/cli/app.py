@@ -157,7 +157,7 @@ def segment(
         str | None, typer.Option(help="Model folder, or a packaged name (dinocell models); default: cells.")
     ] = None,
     save: Annotated[
-        str, typer.Option(help="Any of labels,overlay,outlines,csv,geojson,rois,npy,flows,embeddings.")
+        str, typer.Option(help="Any of labels,zarr,overlay,outlines,csv,geojson,rois,npy,flows,embeddings.")
     ] = "labels",
     axes: Annotated[str | None, typer.Option(help="Axes of the files, e.g. CYX, where they are guessed wrong.")] = None,
     channel: Annotated[
@@ -191,7 +191,7 @@ def segment(
                 inputs,
                 out,
                 model,
-                save=save_formats(save),
+                save=save,
                 options=segmentation.SegmentOptions.parse(
                     {
                         "axes": axes,
@@ -262,11 +262,6 @@ def pca(context: typer.Context) -> None:
     from dinocell.cli.more import pca
 
     pca.main(context.args)
-
-
-def save_formats(text: str) -> tuple[str, ...]:
-    """`labels,csv` as names."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -150,7 +150,7 @@ def segment_parameters(arguments: list[str]) -> dict[str, Any]:
     """
     from typer.main import get_command
 
-    from dinocell.cli.app import app, save_formats
+    from dinocell.cli.app import app
 
     command: Any = get_command(app)
     try:
@@ -159,7 +159,6 @@ def segment_parameters(arguments: list[str]) -> dict[str, Any]:
         if not hasattr(error, "format_message"):
             raise
         raise ConfigError(f"segment: {error.format_message()}") from error
-    parameters["save"] = save_formats(parameters["save"])
     return parameters
 
 

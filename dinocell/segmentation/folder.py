@@ -29,7 +29,8 @@ from dinocell.segmentation.job import Job
 from dinocell.segmentation.naming import unique_stems, without_results
 from dinocell.segmentation.notes import Severity, severity_of, tell
 from dinocell.segmentation.options import SegmentKwargs, SegmentOptions
-from dinocell.segmentation.outputs.save import Format, check_formats, output_paths, save_result
+from dinocell.segmentation.outputs.format import Format
+from dinocell.segmentation.outputs.save import check_formats, output_paths, save_result
 from dinocell.segmentation.result import SegmentationResult
 from dinocell.segmentation.segmenter import Segmenter
 from dinocell.segmentation.shards import SUMMARY_NAME, Shard
@@ -89,7 +90,7 @@ def run(
     out: str | os.PathLike[str],
     model: str | os.PathLike[str] | Segmenter | None = None,
     *,
-    save: Sequence[str] = ("labels",),
+    save: str | Sequence[str] = "labels",
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int | None = None,
@@ -109,7 +110,7 @@ def run(
         inputs: files, folders (recursively; masks and earlier results in them are left out) and glob patterns.
         out: folder of the results, made if absent.
         model: a model folder, a packaged name, or a `Segmenter`; default: the packaged model.
-        save: out of `outputs.FORMATS`.
+        save: names out of `outputs.save.FORMATS`, or one text with commas between them.
         device: see `Segmenter`; not used with a `Segmenter`, as precision, batch_size and views.
         precision: see `Segmenter`.
         batch_size: windows per forward, across images.
@@ -123,7 +124,7 @@ def run(
         ConfigError: an unknown format or option, inputs that match nothing, no model.
     """
     formats, options = check_formats(save), (options or SegmentOptions()).changed(changes)
-    if "embeddings" in formats:
+    if any(one.needs_embeddings for one in formats):
         options = options.changed({"embeddings": True})
     files = _files(inputs)
     if not isinstance(model, Segmenter):
@@ -234,7 +235,7 @@ class _Run:
             return _Opened(file, stem, 1, iter(()), Outcome(**about, status="failed", reason=_reason(error)))
 
     def _skips(self, stem: str) -> bool:
-        paths = output_paths(self.out, stem, self.formats).values()
+        paths = output_paths(self.out, stem, self.formats)
         return self.keep_since < math.inf and all(
             path.exists() and path.stat().st_mtime >= self.keep_since for path in paths
         )

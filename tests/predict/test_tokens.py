@@ -11,7 +11,6 @@ from torch import Tensor
 from dinocell.core.errors import ConfigError
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
 from dinocell.segmentation import Segmenter, run
-from dinocell.segmentation.outputs.save import check_formats, importlib
 
 META = {
     "crop_size": 64,
@@ -147,12 +146,6 @@ def test_parquet_is_read_by_pandas_and_pyarrow(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.column("e7").to_numpy(), table["e7"])
     run([tmp_path / "field.npy"], tmp_path / "again", segmenter(), save=("embeddings",))
     assert (tmp_path / "again" / "field_embeddings.parquet").read_bytes() == file.read_bytes()
-
-
-def test_without_pyarrow_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs pyarrow: pip install 'dinocell\[parquet\]'"):
-        check_formats(["labels", "embeddings"])
 
 
 def test_a_network_without_a_backbone_is_refused() -> None:

@@ -185,7 +185,7 @@ def test_wrong_commands_are_refused_before_any_work(tmp_path: Path, segmenter: S
     for inputs, options, message in (
         ([tmp_path / "missing"], {}, "no such file"),
         ([tmp_path / "empty"], {}, "no images there"),
-        ([tmp_path / "a.png"], {"save": ("png",)}, "save: 'png' is no format"),
+        ([tmp_path / "a.png"], {"save": ("png",)}, "save: 'png' is not a format"),
         ([tmp_path / "a.png"], {"treshold": 0.3}, "treshold: no such option"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -259,7 +259,7 @@ def test_large_images_in_a_folder(tmp_path: Path, segmenter: Segmenter, monkeypa
     small = run([tmp_path / "in"], tmp_path / "small", segmenter, save=("labels", "csv", "overlay"))
     segmenter.large_pixels = 10_000
     monkeypatch.setattr("dinocell.segmentation.outputs.tiff.STREAM_BYTES", 1000)
-    monkeypatch.setattr("dinocell.segmentation.outputs.figures.PICTURE_PIXELS", 5000)
+    monkeypatch.setattr("dinocell.segmentation.outputs.figures.FIGURE_PIXELS", 5000)
     monkeypatch.setattr("dinocell.segmentation.folder.AHEAD_BYTES", 10)
     large = run([tmp_path / "in"], tmp_path / "large", segmenter, save=("labels", "csv", "overlay"))
     assert small.count("done") == large.count("done") == 3 and small.cells == large.cells == 6

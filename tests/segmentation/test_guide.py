@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dinocell.segmentation.outputs.save import SUFFIXES
+from dinocell.segmentation.outputs.save import FORMATS
 
 GUIDE = Path(__file__).parents[2] / "docs" / "segment.md"
 
@@ -23,5 +23,5 @@ def test_python_of_the_guide_runs(
 
 def test_the_guide_names_every_format_and_its_file() -> None:
     text = GUIDE.read_text(encoding="utf-8")
-    for name, suffix in SUFFIXES.items():
-        assert f"| `{name}`" in text and f"`STEM{suffix}`" in text
+    for name, one in FORMATS.items():
+        assert f"| `{name}`" in text and f"`STEM{one.suffix}`" in text

@@ -25,7 +25,7 @@ from dinocell.segmentation.outputs.tiff import label_tiff
 
 roifile = pytest.importorskip("roifile")
 Make = Callable[..., Any]
-FORMATS = tuple(name for name in FORMATS if name not in ("embeddings", "zarr"))  # read in tests of their own
+HERE = tuple(name for name in FORMATS if name not in ("embeddings", "zarr"))  # those are read in tests of their own
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def result(make_oracle: Make, make_disks: Make) -> SegmentationResult:
 
 @pytest.fixture
 def written(result: SegmentationResult, tmp_path: Path) -> dict[str, Path]:
-    paths = save_result(result, tmp_path / "out", "field", FORMATS, source="/data/field.tif")
+    paths = save_result(result, tmp_path / "out", "field", check_formats(HERE), source="/data/field.tif")
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "out").iterdir()}, "no temporary files"
-    return dict(zip(FORMATS, paths, strict=True))
+    return dict(zip(HERE, paths, strict=True))
 
 
 def test_labels_have_their_values_dtype_and_pixel_size(written: dict[str, Path], result: SegmentationResult) -> None:
@@ -156,7 +156,7 @@ def test_flow_colours_tell_directions_apart() -> None:
 def test_an_image_without_cells_is_written_in_every_format(make_oracle: Make, tmp_path: Path) -> None:
     _, segmenter = make_oracle(np.zeros((64, 64), np.int32))
     empty = segmenter.segment(np.zeros((30, 40), np.uint8))
-    paths = save_result(empty, tmp_path, "empty", FORMATS)
+    paths = save_result(empty, tmp_path, "empty", check_formats(HERE))
     assert all(path.stat().st_size > 0 for path in paths)
     assert len(pd.read_csv(tmp_path / "empty_cells.csv")) == 0
     assert json.loads((tmp_path / "empty_cells.geojson").read_text())["features"] == []
@@ -173,13 +173,30 @@ def test_a_failed_write_leaves_nothing_behind(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DataError, match=r"field_labels\.tif: cannot be written \(No space left on device\)"):
-        save_result(result, tmp_path, "field", ("labels",))
+        save_result(result, tmp_path, "field", check_formats("labels"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_formats_are_named() -> None:
-    assert check_formats(["csv", "labels", "csv"]) == ("labels", "csv")
-    with pytest.raises(ConfigError, match=r"save: 'xlsx' is no format; known: labels, zarr, overlay"):
+    assert [one.name for one in check_formats(["csv", "labels", "csv"])] == ["labels", "csv"]
+    assert check_formats(" csv,labels,") == check_formats(["labels", "csv"])
+    with pytest.raises(ConfigError, match=r"save: 'xlsx' is not a format; known: labels, zarr, overlay"):
         check_formats(["labels", "xlsx"])
     with pytest.raises(ConfigError, match="save: 'nothing'"):
         check_formats([])
+    with pytest.raises(ConfigError, match="save: 'nothing'"):
+        check_formats(",")
+
+
+def test_formats_and_their_files_are_told_apart() -> None:
+    assert all(name == one.name for name, one in FORMATS.items())
+    assert len({one.suffix for one in FORMATS.values()}) == len(FORMATS)
+
+
+@pytest.mark.parametrize("name", ["zarr", "embeddings"])
+def test_a_missing_package_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    one = FORMATS[name]
+    with pytest.raises(ConfigError, match=rf"save: {name} needs {one.package}: pip install 'dinocell\[{one.extra}\]'"):
+        check_formats(["labels", name])
+    assert check_formats("labels,rois")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy import special
 
 from dinocell.labels.contours import trace_contours
 from dinocell.report.colours import flow_colours
+from dinocell.segmentation.outputs.format import Format, PlaneOutput, encoded
 from dinocell.segmentation.result import SegmentationResult
 
 CELLPOSE_FLOW_SCALE = 5.0
@@ -16,7 +18,7 @@ CELLPOSE_LOGIT_LIMIT = 6.0
 
 
 def cellpose_seg(result: SegmentationResult, source: str = "") -> dict[str, Any]:
-    """The dictionary of Cellpose's `_seg.npy`: masks, outlines and flows in Cellpose's own scales (5×, logits)."""
+    """Build the content of Cellpose's `_seg.npy`: masks, outlines and flows in Cellpose's own scales (5×, logits)."""
     flows, probability = result.flows, result.probability
     low = special.expit(-CELLPOSE_LOGIT_LIMIT)
     logit = special.logit(np.clip(probability, low, 1 - low)).astype(np.float32)
@@ -37,3 +39,12 @@ def cellpose_seg(result: SegmentationResult, source: str = "") -> dict[str, Any]
         ],
         "diameter": np.nan,
     }
+
+
+def _npy(output: PlaneOutput) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(cellpose_seg(output.result, output.source)), allow_pickle=True)
+    return file.getvalue()
+
+
+SEG_NPY = Format(name="npy", suffix="_seg.npy", write=encoded(_npy))

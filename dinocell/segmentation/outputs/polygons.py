@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import uuid
 import zipfile
 from typing import Any
@@ -12,10 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dinocell.labels.polygons import Polygon, cell_polygons
+from dinocell.segmentation.outputs.format import Format, PlaneOutput, encoded
 
 
 def cells_to_geojson(labels: NDArray[Any], table: pd.DataFrame) -> dict[str, Any]:
-    """A GeoJSON FeatureCollection that QuPath opens (drag it onto the image): one detection a cell, with measures.
+    """Build a GeoJSON FeatureCollection that QuPath opens (drag it onto the image): one detection per cell, measured.
 
     Coordinates are pixels of the full image, x right and y down, along pixel edges.
     """
@@ -57,7 +59,7 @@ def _geometry(polygons: list[Polygon]) -> dict[str, Any]:
 
 
 def imagej_rois(labels: NDArray[Any]) -> bytes:
-    """A zip of ImageJ ROIs for the ROI manager: one traced polygon a cell, named by its label.
+    """Build a zip of ImageJ ROIs for the ROI manager: one traced polygon per cell, named by its label.
 
     Further pieces of a cell follow as `LABEL-2` …; holes are not kept, an ImageJ polygon has none.
     """
@@ -72,3 +74,11 @@ def imagej_rois(labels: NDArray[Any]) -> bytes:
                 roi.roitype = roifile.ROI_TYPE.TRACED
                 archive.writestr(f"{name}.roi", roi.tobytes())
     return file.getvalue()
+
+
+def _geojson(output: PlaneOutput) -> bytes:
+    return json.dumps(cells_to_geojson(output.result.labels, output.table)).encode()
+
+
+GEOJSON = Format(name="geojson", suffix="_cells.geojson", write=encoded(_geojson))
+ROIS = Format(name="rois", suffix="_rois.zip", write=encoded(lambda output: imagej_rois(output.result.labels)))
