@@ -193,6 +193,13 @@ def test_import_dinocell_is_light(repository: Path) -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_import_segmentation_leaves_the_compiler_alone(repository: Path) -> None:
+    """torch._dynamo takes seconds to import, and only a training that compiles needs it."""
+    code = "import dinocell.segmentation, sys; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_import_dinocell_alone_needs_nothing_heavy(repository: Path) -> None:
     code = "import dinocell, sys; print(sorted({'numpy', 'torch', 'cv2', 'rich', 'typer', 'yaml'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)

@@ -87,7 +87,6 @@ def _cumulative_lengths_once(groups: tuple[tuple[int, int], ...], device: torch.
     return lengths.cumsum(0, dtype=torch.int32).to(device)
 
 
-@torch.compiler.assume_constant_result  # torch.compile must not rebuild it, and wait for the device, in every step
 def _cumulative_lengths(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     return _cumulative_lengths_once(groups, device)
 
@@ -109,13 +108,25 @@ def _block_diagonal_mask(groups: tuple[tuple[int, int], ...]) -> Any:
     return fmha.BlockDiagonalMask.from_seqlens(sequence_lengths(groups))
 
 
-@torch.compiler.disable  # its mask is a Python object
 def _attend_xformers(qkv: Tensor, groups: Groups) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
     q, k, v = qkv.unsqueeze(0).unbind(2)  # 3 × [1, T, heads, head_dim]
     out: Tensor = memory_efficient_attention(q, k, v, attn_bias=_block_diagonal_mask(tuple(groups)))
     return out.flatten(2).squeeze(0)  # [T, D]
+
+
+@functools.cache
+def prepare_for_compile() -> None:
+    """Tell torch.compile about the two functions that it must not trace; call it before compiling.
+
+    As decorators they would import torch._dynamo, two to three seconds, whenever a model is only used.
+    """
+    global _attend_xformers
+    # It must not be rebuilt, and wait for the device, in every step.
+    torch.compiler.assume_constant_result(_cumulative_lengths)
+    # Its mask is a Python object.
+    _attend_xformers = torch.compiler.disable(_attend_xformers)
 
 
 class Attention(nn.Module):

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from dinocell.core import log
 from dinocell.core.config import field
 from dinocell.core.errors import ConfigError
-from dinocell.models.vit.attention import Backend, choose_backend
+from dinocell.models.vit.attention import Backend, choose_backend, prepare_for_compile
 from dinocell.models.vit.block import NORM_EPS, Block
 from dinocell.models.weights.resize import fold_rgb_to_gray, interpolate_grid
 
@@ -175,6 +175,7 @@ class VisionTransformer(nn.Module):
 
     def compile_blocks(self, *, backend: str = "inductor", fullgraph: bool = False) -> None:
         """torch.compile every block in place; state-dict keys stay as they are."""
+        prepare_for_compile()
         for block in self.blocks:
             block.compile(backend=backend, fullgraph=fullgraph)
 
