@@ -80,6 +80,7 @@ setup(
             "nbclient",
             "ipykernel",
         ],
+        "test-napari": ["napari[pyqt6]>=0.6.2", "pytest>=8", "pytest-timeout", "pytest-qt"],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,28 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # inherits it.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
     os.environ[_name] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure: all that it needs is there")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    return _without_skip(report, item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    report = yield
+    return _without_skip(report, collector.config)
+
+
+def _without_skip(report: Any, config: pytest.Config) -> Any:
+    if report.skipped and config.getoption("--no-skips"):
+        report.outcome, report.longrepr = "failed", f"skipped, with --no-skips: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,36 @@
 """A tiny network in a model folder; its cells mean nothing, but they are the same wherever it runs."""
 
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+
+os.environ["NAPARI_CONFIG"] = ""  # napari neither reads nor writes the settings of whoever runs the tests
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail where anything looks up a name or connects to a machine, also in a thread whose error nobody sees."""
+    asked: list[Any] = []
+    connect = socket.socket.connect
+
+    def noted(place: Any) -> None:
+        asked.append(place)
+        raise OSError(f"no network in tests: {place}")
+
+    def local(self: socket.socket, address: Any) -> None:
+        connect(self, address) if self.family == socket.AF_UNIX else noted(address)
+
+    monkeypatch.setattr(socket.socket, "connect", local)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: noted(host))
+    yield
+    assert asked == []
 
 
 def write_model(folder: Path, objective: dict[str, object], channels: int) -> Path:

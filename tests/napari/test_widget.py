@@ -1,4 +1,4 @@
-"""The plugin in a real napari viewer. Needs napari, pytest-qt and OpenGL (without a screen: under xvfb-run)."""
+"""The plugin in a real napari viewer: `make test-napari`. Needs napari, pytest-qt, OpenGL and a screen (xvfb-run)."""
 
 import os
 import shutil
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("pytestqt")
-napari = pytest.importorskip("napari")
-npe2 = pytest.importorskip("npe2")
+pytest.importorskip("pytestqt", reason="run by make test-napari")
+napari = pytest.importorskip("napari", reason="run by make test-napari")
+npe2 = pytest.importorskip("npe2", reason="run by make test-napari")
 
 from dinocell.models import packaged  # noqa: E402
 from dinocell.napari import widget as plugin  # noqa: E402
@@ -21,8 +21,9 @@ from dinocell.segmentation import Segmenter  # noqa: E402
 
 Make = Callable[..., Any]
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.napari
 if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-    pytest.skip("no display: run under xvfb-run", allow_module_level=True)
+    pytest.skip("no display: run by make test-napari, under xvfb-run", allow_module_level=True)
 
 
 @pytest.fixture
