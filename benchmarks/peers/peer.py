@@ -102,7 +102,6 @@ def finish(
         labels = segment(picture.gray)
         seconds += time.perf_counter() - start
         path = arguments.out / "labels" / picture.dataset / f"{picture.stem}_labels.tif"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_labels(path, np.asarray(labels).astype(np.int32))
     result = {
         "name": name,

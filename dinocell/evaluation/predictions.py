@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -145,7 +144,7 @@ class _Predictions:
             if not self._kept(path):
                 segmenter = self._segmenter()  # outside the try: a model that cannot be used is nobody's single image
                 try:
-                    _segment_to(_baseline if tool == BASELINE else segmenter, item.image, path)
+                    write_labels(path, (_baseline if tool == BASELINE else segmenter)(item.image))
                 except (DinoCellError, ValueError) as error:
                     self.problems.append(f"{tool}: {item.image.name}: {error}")
                     continue
@@ -186,14 +185,6 @@ def _baseline(path: Path) -> NDArray[np.int32]:
     from dinocell.evaluation.baseline import otsu_watershed
 
     return otsu_watershed(to_gray(read_image(path)))
-
-
-def _segment_to(run: Callable[[Path], NDArray[Any]], image: Path, path: Path) -> None:
-    labels = run(image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tif")  # a killed run leaves no half image to be scored
-    write_labels(temporary, labels)
-    temporary.replace(path)
 
 
 def _folder_name(tool: str) -> str:

@@ -16,7 +16,6 @@ from dinocell.images.gray.channels import planes, to_gray
 from dinocell.images.image import ImageFile
 from dinocell.images.listing import list_images
 from dinocell.images.read import read_image, read_series
-from dinocell.labels.files import read_labels, write_labels
 
 RNG = np.random.default_rng(0)
 
@@ -271,22 +270,3 @@ def test_list_images_skips_masks_and_hidden_files(tmp_path: Path) -> None:
     ]  # no notes.txt
     with pytest.raises(ConfigError, match="no such file, folder or pattern"):
         list_images([tmp_path / "nothing*"])
-
-
-@pytest.mark.parametrize(("count", "dtype"), [(300, "uint16"), (70_000, "uint32")])
-def test_labels_survive_writing(tmp_path: Path, count: int, dtype: str) -> None:
-    labels = np.zeros((300, 300), np.int32)
-    labels.ravel()[:count] = np.arange(1, count + 1)
-    write_labels(tmp_path / "a.tif", labels, pixel_size=0.325)
-    assert tifffile.imread(tmp_path / "a.tif").dtype == dtype
-    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
-    assert read_image(tmp_path / "a.tif").pixel_size == pytest.approx(0.325)
-
-
-def test_pictures_are_not_labels(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "colour.png"), picture(20, 30, 3))
-    tifffile.imwrite(tmp_path / "float.tif", RNG.random((20, 30)).astype(np.float32))
-    tifffile.imwrite(tmp_path / "negative.tif", np.full((20, 30), -1, np.int16))
-    for name, reason in (("colour.png", "colour"), ("float.tif", "fractional"), ("negative.tif", "must lie in")):
-        with pytest.raises(DataError, match=reason):
-            read_labels(tmp_path / name)

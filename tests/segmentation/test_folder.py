@@ -258,7 +258,7 @@ def test_large_images_in_a_folder(tmp_path: Path, segmenter: Segmenter, monkeypa
         write(tmp_path / "in" / f"f{index}.png", squares(index + 1, (70, 90 + 300 * index)))
     small = run([tmp_path / "in"], tmp_path / "small", segmenter, save=("labels", "csv", "overlay"))
     segmenter.large_pixels = 10_000
-    monkeypatch.setattr("dinocell.segmentation.outputs.tiff.STREAM_BYTES", 1000)
+    monkeypatch.setattr("dinocell.labels.files.STREAM_BYTES", 1000)
     monkeypatch.setattr("dinocell.segmentation.outputs.figures.FIGURE_PIXELS", 5000)
     monkeypatch.setattr("dinocell.segmentation.folder.AHEAD_BYTES", 10)
     large = run([tmp_path / "in"], tmp_path / "large", segmenter, save=("labels", "csv", "overlay"))

@@ -21,7 +21,6 @@ from dinocell.report.colours import flow_colours
 from dinocell.segmentation import SegmentationResult
 from dinocell.segmentation.outputs.polygons import cells_to_geojson, imagej_rois
 from dinocell.segmentation.outputs.save import FORMATS, check_formats, save_result
-from dinocell.segmentation.outputs.tiff import label_tiff
 
 roifile = pytest.importorskip("roifile")
 Make = Callable[..., Any]
@@ -52,13 +51,6 @@ def test_labels_have_their_values_dtype_and_pixel_size(written: dict[str, Path],
     assert read_image(written["labels"]).pixel_size == pytest.approx(0.65)
     np.testing.assert_array_equal(read_labels(written["labels"]), result.labels)
     np.testing.assert_array_equal(cv2.imread(str(written["labels"]), cv2.IMREAD_UNCHANGED), result.labels)
-
-
-def test_many_cells_are_written_as_uint32() -> None:
-    labels = np.arange(300 * 300, dtype=np.uint32).reshape(300, 300)
-    read = tifffile.imread(io.BytesIO(label_tiff(labels, None)))
-    assert read.dtype == np.uint32
-    np.testing.assert_array_equal(read, labels)
 
 
 def test_csv_is_the_table(written: dict[str, Path], result: SegmentationResult) -> None:
@@ -172,8 +164,8 @@ def test_a_failed_write_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DataError, match=r"field_labels\.tif: cannot be written \(No space left on device\)"):
-        save_result(result, tmp_path, "field", check_formats("labels"))
+    with pytest.raises(DataError, match=r"field_overlay\.png: cannot be written \(No space left on device\)"):
+        save_result(result, tmp_path, "field", check_formats("overlay"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -85,12 +85,11 @@ def _prepare_one(pair: Pair, config: PrepareConfig, out: Path) -> Prepared:
         return Prepared(file=pair.relative, status="refused", split=split, notes=reason)
     images, masks = out / split / "images", out / split / "masks"
     images.mkdir(parents=True, exist_ok=True)
-    masks.mkdir(parents=True, exist_ok=True)
     if pixels is None:
         shutil.copyfile(pair.image, images / f"{pair.stem}{pair.image.suffix.lower()}")
     else:
         tifffile.imwrite(images / f"{pair.stem}.tif", pixels, compression="zlib", metadata={"axes": "YX"})
-    write_labels(masks / f"{pair.stem}.tif", labels)
+    write_labels(masks / f"{pair.stem}.tif", labels, durable=False)
     count = int(labels.max(initial=0))
     told = "; ".join(notes + more)
     return Prepared(file=pair.relative, status="done", split=split, stem=pair.stem, objects=count, notes=told)
