@@ -1,9 +1,9 @@
 """The window with most detail: highest variance of the Laplacian over every position, exactly (paper §3.1.1).
 
-The variance of a window follows from two sums, of L and of L². Instead of two integral images of the whole picture
-the scan keeps one running sum a column, so that memory is a few rows however large the picture is. Sums of 8 and
-16 bit pictures are integers and exact; those of other dtypes run in doubled float64, whose error (2⁻¹⁰⁶ of the
-largest term ever added) a subtraction cannot bring forth.
+The variance of a window follows from two sums, of L and of L². Instead of two integral images of the whole image
+the scan keeps one running sum per column, so that memory is a few rows whatever the image's size. Sums of 8 and
+16 bit images are exact integers; those of other dtypes run in doubled float64, whose rounding error (2⁻¹⁰⁶ of the
+largest term ever added) cancels on subtraction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dinocell.images.gray.channels import to_gray
 
 Array = npt.NDArray[Any]
 Window = tuple[int, int, float]
-"""y, x (px, top left) and Laplacian variance (squared grey levels)."""
+"""y, x (px, top left) and Laplacian variance (squared gray levels)."""
 
 
 def best_crop(image: Array, size: int) -> Window:
@@ -98,7 +98,7 @@ def _add_integer(
 def _scan_integers(
     image: Array, height: int, width: int, taken: npt.NDArray[np.int64], shared: float
 ) -> tuple[int, int, float]:
-    """Best allowed window of a uint8 or uint16 picture; y = −1 when none is allowed."""
+    """Best allowed window of a uint8 or uint16 image; y = −1 when none is allowed."""
     rows, columns = image.shape
     sums = np.zeros(columns, dtype=np.int64)
     squares = np.zeros(columns, dtype=np.int64)
@@ -126,7 +126,7 @@ def _scan_integers(
 
 @compiled()
 def _accumulate(sums: Array, x: int, value: float) -> None:
-    """sums[x] += value in doubled precision (Knuth's two-sum); sums is (columns, 2): value and what it lost."""
+    """sums[x] += value in doubled precision (Knuth's two-sum); sums is (columns, 2): value and remainder."""
     high = sums[x, 0] + value
     part = high - sums[x, 0]
     sums[x, 1] += (sums[x, 0] - (high - part)) + (value - part)

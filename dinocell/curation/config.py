@@ -1,4 +1,4 @@
-"""What a curation run can be told."""
+"""Settings of curation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class FilterConfig:
     min_levels: int = field(8, "fewer distinct values are a mask or a drawing, not a micrograph")
     max_single_value: float = field(0.98, "largest share of a plane's pixels that may have one value")
     max_saturated: float = field(0.5, "largest share of a plane's pixels at the brightest value of their dtype")
-    min_focus: float = field(0.8, "Laplacian variance at half size after a 1 px Gaussian; below is blurred", "grey²")
+    min_focus: float = field(0.8, "Laplacian variance at half size after a 1 px Gaussian; below is blurred", "gray²")
     min_structure: float = field(2.5, "variance between 16 px blocks ÷ that of pure noise; below is empty")
     min_occupied: float = field(0.005, "smallest share of 16 px blocks with more contrast than the noise")
     duplicates: bool = field(True, "reject files and crops that repeat an earlier one")
-    max_hash_distance: int = field(5, "perceptual hashes differing in more of their 64 bits are different pictures")
+    max_hash_distance: int = field(5, "perceptual hashes differing in more of their 64 bits are different images")
     min_correlation: float = field(0.98, "smallest correlation of 32×32 thumbnails of perceptual duplicates")
 
     def __post_init__(self) -> None:
@@ -45,19 +45,19 @@ class CurateConfig:
     z: Literal["focus", "max", "mean"] = field("focus", "a Z stack becomes its best focused plane, maximum or mean")
     t_step: int = field(1, "take every n-th time point")
     colour: Literal["auto", "luma", "channels"] = field(
-        "auto", "colour pictures: luma, separate channels, or luma when bright (stains) and channels when dark (dyes)"
+        "auto", "colour images: luma, separate channels, or luma when bright (stains) and channels when dark (dyes)"
     )
     combined: bool = field(True, "also make one image of all channels")
     percentile_low: float = field(0.1, "percentile of a plane that becomes 0", "%")
     percentile_high: float = field(99.9, "percentile of a plane that becomes 255", "%")
     dataset: str = field("", "dataset column; empty takes the folder below the source")
     modality: str = field("", "modality column; empty guesses fluorescence (mostly dark) or transmitted")
-    max_gib: float = field(8.0, "files that decode to more are refused before they are read", "GiB")
+    max_gib: float = field(8.0, "files that decode to more are refused unread", "GiB")
     workers: int = field(0, "processes; 0 takes every core; results do not depend on it")
     shard_index: int = field(0, "which part of the files this job of an array takes, from 0")
     shard_count: int = field(1, "parts in the array; a last run with merge=true joins them")
-    merge: bool = field(False, "read no images: join what shards have done, and refuse when one of them is not done")
-    sheet_limit: int = field(2000, "crops on one contact sheet; above, each dataset gets a page of its own")
+    merge: bool = field(False, "read no images: join what shards have done, and refuse while one of them is unfinished")
+    sheet_limit: int = field(2000, "crops on one contact sheet; above, each dataset gets its own page")
     filters: FilterConfig = field(factory=FilterConfig, doc="what is rejected")
 
     def __post_init__(self) -> None:

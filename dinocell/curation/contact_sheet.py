@@ -1,4 +1,4 @@
-"""contact_sheet.html: every crop with its scores, kept and rejected, to be looked at and ticked by a person."""
+"""contact_sheet.html: every crop with its scores, kept and rejected, for a person to look at and tick."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 from dinocell.core.files import atomic_write_text
 from dinocell.curation.extract import CROPS, SET_ASIDE, Found
 from dinocell.curation.sources import UNSAFE
-from dinocell.curation.thumbnails import PictureReader
+from dinocell.curation.thumbnails import ThumbnailReader
 
 PAGES = "contact_sheets"
 
@@ -67,10 +67,10 @@ show();
 INDEX = Template(HEAD + "<header><h1>$title</h1><p>$summary</p></header>$body</body></html>\n")
 
 
-def write_contact_sheet(out: Path, found: list[Found], pictures: PictureReader, limit: int) -> None:
-    """Write the sheet; with more than `limit` crops, contact_sheet.html lists one page for each dataset.
+def write_contact_sheet(out: Path, found: list[Found], pictures: ThumbnailReader, limit: int) -> None:
+    """Write the sheet; with more than `limit` crops, contact_sheet.html lists one page per dataset.
 
-    The ticks of one sheet make an exclude.txt, those of a page an exclude-DATASET.txt; the next run honours all.
+    The ticks of a single sheet make exclude.txt, those of a page exclude-DATASET.txt; the next run applies all of them.
     """
     groups: dict[str, list[Found]] = defaultdict(list)
     for item in found:
@@ -102,7 +102,7 @@ def _counts(found: list[Found]) -> str:
     return f"{files} files · {kept} crops kept" + (f" · rejected: {told}" if told else "")
 
 
-def _section(name: str, found: list[Found], pictures: PictureReader, up: str) -> str:
+def _section(name: str, found: list[Found], pictures: ThumbnailReader, up: str) -> str:
     kept = [item for item in found if item.row.status == "kept"]
     rejected = [item for item in found if item.row.status != "kept"]
     parts = [f'<h2>{html.escape(name)}</h2><p class="soft">{_counts(found)}</p>']
@@ -113,7 +113,7 @@ def _section(name: str, found: list[Found], pictures: PictureReader, up: str) ->
     return "".join(parts)
 
 
-def _figure(item: Found, pictures: PictureReader, up: str) -> str:
+def _figure(item: Found, pictures: ThumbnailReader, up: str) -> str:
     row = item.row
     picture = _picture(pictures.read(item.sheet))
     where = row.crop if row.status == "kept" else row.crop.replace(CROPS, SET_ASIDE, 1)
@@ -135,7 +135,7 @@ def _figure(item: Found, pictures: PictureReader, up: str) -> str:
 
 
 def _short(detail: str) -> str:
-    """`same as crops/a/b.png` without the folders: the file name tells enough on a sheet."""
+    """Shorten `same as crops/a/b.png` to the file name, which suffices on a sheet."""
     start, separator, path = detail.partition("same as ")
     return f"{start}{separator}{Path(path).name}" if separator else detail
 

@@ -19,7 +19,7 @@ from dinocell.core import log
 from dinocell.core.errors import ConfigError, DataError
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.contact_sheet import write_contact_sheet
-from dinocell.curation.duplicates import DuplicateIndex, decode, look
+from dinocell.curation.duplicates import DuplicateIndex, appearance, thumbnail_from_text
 from dinocell.curation.extract import CROPS, SET_ASIDE, Found, extract_source
 from dinocell.curation.journal import Journal, places
 from dinocell.curation.manifest import Row, write_rows
@@ -51,7 +51,7 @@ def run(config: CurateConfig) -> None:
     if config.merge:
         _refuse_unfinished(todo, len(mine), out)
     elif len(todo) < len(mine):
-        log.info(f"{len(mine) - len(todo)} of {len(mine)} files were done before")
+        log.info(f"{len(mine) - len(todo)} of {len(mine)} files were finished by an earlier run")
     with journal:
         for source, found in log.progress(_extract_all(todo, config), "curate", total=len(todo), unit="files"):
             journal.add(source, found)
@@ -72,25 +72,28 @@ def run(config: CurateConfig) -> None:
 
 
 def shards(config: CurateConfig, count: int) -> list[CurateConfig]:
-    """What each job of an array runs, in any order and on any machine that sees the same files; then run `merge`."""
+    """Split a run into the configs of an array's jobs, to run in any order on machines that see the same files.
+
+    When all are done, `merge` joins them.
+    """
     return [replace(config, shard_index=index, shard_count=count, merge=False) for index in range(count)]
 
 
 def merge(config: CurateConfig) -> None:
-    """Join what the `shards` of a config have done into one result; errors as `run`."""
+    """Join the results of the `shards` of a config; errors as `run`."""
     run(replace(config, shard_index=0, shard_count=1, merge=True))
 
 
 def _refuse_unfinished(todo: list[Source], total: int, out: Path) -> None:
     if todo:
         raise DataError(
-            f"{out}: {len(todo)} of {total} files are not done, first {todo[0].path}: run the unfinished shards again "
-            "with the same settings, or leave out merge to do these files here"
+            f"{out}: {len(todo)} of {total} files are unfinished, first {todo[0].path}: run the unfinished shards "
+            "again with the same settings, or leave out merge to process them here"
         )
 
 
 def read_exclude(out: Path) -> set[str]:
-    """Crops that a person ticked on a contact sheet: lines of exclude.txt and exclude-*.txt, # starts a comment."""
+    """Read the crops ticked on a contact sheet: lines of exclude.txt and exclude-*.txt, # starts a comment."""
     files = [out / EXCLUDE, *sorted(out.glob("exclude-*.txt"))]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
@@ -98,7 +101,7 @@ def read_exclude(out: Path) -> set[str]:
 
 
 def judge(results: list[tuple[Source, list[Found]]], config: CurateConfig, excluded: set[str]) -> list[Found]:
-    """Apply what needs the whole run: exclude.txt and duplicates. Order decides, the first of equals is kept."""
+    """Apply the rules that need the whole run: exclude.txt and duplicates. The first of equals, in order, is kept."""
     unknown = excluded - {item.row.crop for _, found in results for item in found}
     if unknown:
         log.warning(f"{EXCLUDE}: {len(unknown)} line(s) name no crop of this run, first {min(unknown)!r}")
@@ -115,7 +118,7 @@ def judge(results: list[tuple[Source, list[Found]]], config: CurateConfig, exclu
             if config.filters.duplicates and original != source.path:
                 verdict = "exact duplicate", original
             elif config.filters.duplicates:
-                picture = look(decode(item.small))
+                picture = appearance(thumbnail_from_text(item.small))
                 earlier = index.find(picture)
                 if earlier is None:
                     index.add(item.row.crop, picture)
@@ -129,7 +132,7 @@ def judge(results: list[tuple[Source, list[Found]]], config: CurateConfig, exclu
 
 
 def _bytes_of(crop: str, config: CurateConfig) -> bytes:
-    """The PNG of a crop, wherever it lies: equal bytes are equal pixels."""
+    """Read the PNG of a crop, kept or set aside: equal bytes are equal pixels."""
     kept, aside = places(Path(config.out), crop)
     return (kept if kept.is_file() else aside).read_bytes()
 
@@ -140,12 +143,12 @@ def _rejected(item: Found, reason: str, of: str) -> Found:
 
 
 def _settle(final: list[Found], journal: Journal, out: Path) -> None:
-    """Put every crop where its status says; nothing is ever deleted but half-written files."""
+    """Move every crop to the folder of its status; only half-written files are ever deleted."""
     statuses = {item.row.crop: item.row.status for item in final if item.row.crop}
     present, put_aside = _files_in(out / CROPS), _files_in(out / SET_ASIDE)
     for crop, status in statuses.items():
         name = crop.removeprefix(f"{CROPS}/")
-        if status != "kept" and name in present:  # the newer one, where it lies in both places
+        if status != "kept" and name in present:  # the newer one, if it is in both places
             _move(*places(out, crop))
         elif status == "kept" and name in put_aside:
             kept, aside = places(out, crop)
@@ -194,14 +197,14 @@ def _extract_all(todo: list[Source], config: CurateConfig) -> Iterator[tuple[Sou
     waiting = list(reversed(todo))
     while waiting:
         suspects = yield from _pool(waiting, config, workers)
-        for source in suspects:  # one of them took its process down: each gets a process of its own
+        for source in suspects:  # one of them took its process down: each gets its own process
             yield source, _alone(source, config)
 
 
 def _pool(
     waiting: list[Source], config: CurateConfig, workers: int
 ) -> Generator[tuple[Source, list[Found]], None, list[Source]]:
-    """Work off `waiting` (from its end); after a crash return the files that were in hand."""
+    """Process `waiting` from its end; after a crash, return the files that were in progress."""
     with _executor(workers) as pool:
         running: dict[Future[list[Found]], Source] = {}
         try:
@@ -216,7 +219,7 @@ def _pool(
         except BrokenProcessPool:
             return list(running.values())
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)  # the images in hand end first
+            pool.shutdown(wait=True, cancel_futures=True)  # the images in progress finish first
             raise
     return []
 
@@ -234,7 +237,7 @@ def _alone(source: Source, config: CurateConfig) -> list[Found]:
 
 
 def _check_workers() -> None:
-    """Tell an image that kills its process from processes that cannot start at all.
+    """Distinguish an image that kills its process from processes that cannot start at all.
 
     Raises:
         DataError: they cannot start.
@@ -244,7 +247,7 @@ def _check_workers() -> None:
             pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
             raise DataError(
-                "curate: worker processes cannot start; a script that calls it needs a file of its own and "
+                "curate: worker processes cannot start; a script that calls it must be a file and contain "
                 'if __name__ == "__main__":, or set workers=1'
             ) from error
 
@@ -263,17 +266,17 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _executor(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")  # forking a process that holds threads can hang
+    context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
 
 
 def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there is no signal mask to inherit
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on systems without a signal mask to inherit
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """A parent killed with -9 cannot tell its workers: they notice."""
+    """End this worker when its parent is gone: one killed with -9 cannot stop its workers itself."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

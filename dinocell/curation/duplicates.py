@@ -1,4 +1,4 @@
-"""Pictures that were there before: the same bytes, the same pixels, or the same to the eye."""
+"""Duplicate detection: identical bytes, identical pixels, or perceptually equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BANDS = (11, 11, 11, 11, 10, 10)
 
 
 def thumbnail(crop: Gray) -> Gray:
-    """Area-averaged 32×32 picture of a crop (or of `pictures.reduce` of it, which tells the same in less time)."""
+    """Area-averaged 32×32 version of a crop (or of its `thumbnails.shrink`, which gives the same in less time)."""
     return np.asarray(cv2.resize(crop, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
@@ -33,54 +33,54 @@ def perceptual_hash(small: Gray) -> int:
     return int.from_bytes(np.packbits(bits).tobytes())
 
 
-def encode(small: Gray) -> str:
+def thumbnail_to_text(small: Gray) -> str:
     """Thumbnail as text for the journal."""
     return base64.b64encode(small.tobytes()).decode()
 
 
-def decode(text: str) -> Gray:
-    """Inverse of `encode`."""
+def thumbnail_from_text(text: str) -> Gray:
+    """Inverse of `thumbnail_to_text`."""
     return np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(THUMBNAIL, THUMBNAIL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a picture is compared by."""
+class Appearance:
+    """Features by which a crop is compared with others."""
 
     code: int
     unit: npt.NDArray[np.float32]
 
 
-def look(small: Gray) -> Look:
-    """Of a crop's `thumbnail`."""
-    return Look(code=perceptual_hash(small), unit=_unit(small))
+def appearance(small: Gray) -> Appearance:
+    """Features of a crop's `thumbnail`."""
+    return Appearance(code=perceptual_hash(small), unit=_unit(small))
 
 
 class DuplicateIndex:
-    """Remembers pictures in the order given and answers which earlier one a picture repeats."""
+    """Index of crops in the order given, which finds the earlier crop that a new one repeats."""
 
     def __init__(self, max_distance: int, min_correlation: float) -> None:
         assert max_distance < len(BANDS)
         self.max_distance = max_distance
         self.min_correlation = min_correlation
         self._bands: list[dict[int, list[int]]] = [defaultdict(list) for _ in BANDS]
-        self._entries: list[tuple[Look, str]] = []
+        self._entries: list[tuple[Appearance, str]] = []
 
-    def find(self, picture: Look) -> str | None:
-        """Name of the earliest picture that is the same to the eye, or None. Equal pictures are always found."""
-        for number in self._candidates(picture.code):
+    def find(self, crop: Appearance) -> str | None:
+        """Name of the earliest crop that is perceptually equal, or None; identical crops are always found."""
+        for number in self._candidates(crop.code):
             other, name = self._entries[number]
-            if (picture.code ^ other.code).bit_count() > self.max_distance:
+            if (crop.code ^ other.code).bit_count() > self.max_distance:
                 continue
-            if float(picture.unit @ other.unit) >= self.min_correlation or np.array_equal(picture.unit, other.unit):
+            if float(crop.unit @ other.unit) >= self.min_correlation or np.array_equal(crop.unit, other.unit):
                 return name
         return None
 
-    def add(self, name: str, picture: Look) -> None:
-        """Remember a picture under a name."""
-        for band, part in zip(self._bands, _parts(picture.code), strict=True):
+    def add(self, name: str, crop: Appearance) -> None:
+        """Add a crop under a name."""
+        for band, part in zip(self._bands, _parts(crop.code), strict=True):
             band[part].append(len(self._entries))
-        self._entries.append((picture, name))
+        self._entries.append((crop, name))
 
     def _candidates(self, code: int) -> Iterable[int]:
         found: set[int] = set()

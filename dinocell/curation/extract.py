@@ -1,4 +1,4 @@
-"""One source file → its crops on disk and a record of everything that was decided. Pure but for the files it writes."""
+"""One source file → its crops on disk and a record of every decision; pure but for the files it writes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dinocell.core.errors import DataError
 from dinocell.core.files import atomic_write_bytes
 from dinocell.curation.best_window import best_crops
 from dinocell.curation.config import CurateConfig
-from dinocell.curation.duplicates import encode, thumbnail
+from dinocell.curation.duplicates import thumbnail, thumbnail_to_text
 from dinocell.curation.filters import Gray, Plane, Rejection, check_crop, check_plane, halve, score_crop
 from dinocell.curation.manifest import Row
 from dinocell.curation.sources import Source
-from dinocell.curation.thumbnails import code, reduce
+from dinocell.curation.thumbnails import encode_jpeg, shrink
 from dinocell.images.gray.channels import TRANSMITTED, planes
 from dinocell.images.gray.contrast import histogram, limits, scale_to_uint8
 from dinocell.images.image import ImageFile
 from dinocell.images.read import read_series
 
 VERSION = 3
-"""Raised when the same file and config give other crops than before; older records are then made anew."""
+"""Raised when the same file and config give other crops than before; older records are then discarded."""
 STATE = ".curation"
 CROPS = "crops"
 SET_ASIDE = "set_aside"
@@ -37,18 +37,18 @@ LATER_FILTERS = ("duplicates", "max_hash_distance", "min_correlation")
 READ_AT_ONCE = 2**24
 """Bytes below which a file is hashed in one piece."""
 DARK = 64
-"""Median grey level of an 8-bit crop below which light on a dark ground is taken for fluorescence."""
+"""Median gray level of an 8-bit crop below which light on a dark ground is taken for fluorescence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A row of the tables to be, with what duplicates are found by and its picture for the contact sheet.
+    """A future row of the tables, with the thumbnails for duplicate detection and for the contact sheet.
 
     Attributes:
         row: of manifest.csv or rejected.csv.
         small: thumbnail of a kept crop as text.
-        picture: JPEG for the contact sheet, until the journal has put it away.
-        sheet: where it has put it.
+        picture: JPEG for the contact sheet, until the journal has stored it.
+        sheet: its place in the journal's files.
     """
 
     row: Row
@@ -58,16 +58,16 @@ class Found:
 
 
 def fingerprint(config: CurateConfig) -> str:
-    """Hash of everything in a config that changes what one file gives."""
+    """Hash of the settings that change the result of one file."""
     relevant = {name: value for name, value in to_dict(config).items() if name not in WITHOUT_EFFECT}
     relevant["filters"] = {k: v for k, v in relevant["filters"].items() if k not in LATER_FILTERS}
     return hashlib.sha256(json.dumps([VERSION, relevant], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def extract_source(source: Source, config: CurateConfig) -> list[Found]:
-    """Write the crops of one file below OUT/crops and return what was kept and what was not.
+    """Write the crops of one file below OUT/crops and return the records of kept and rejected ones.
 
-    Never raises for a file's sake: whatever goes wrong in reading becomes a rejected row, after what came before it.
+    A file never raises: an error in reading becomes a rejected row, after the crops that came before it.
     """
     cv2.setNumThreads(1)  # the workers are the parallelism
     row = Row(source=source.path, dataset=source.dataset, status="rejected")
@@ -111,7 +111,7 @@ def _extract_plane(plane: Plane, name: str, row: Row, source: Source, config: Cu
     if rejection is not None:
         height, width = plane.shape
         row = replace(row, channel=name, low=low, high=high, height=height, width=width)
-        yield _reject(row, rejection, reduce(gray))
+        yield _reject(row, rejection, shrink(gray))
         return
     del plane
     windows = best_crops(gray, config.size, config.crops_per_image, config.max_overlap)
@@ -119,7 +119,7 @@ def _extract_plane(plane: Plane, name: str, row: Row, source: Source, config: Cu
         crop = np.ascontiguousarray(gray[y : y + config.size, x : x + config.size])
         half = halve(crop)
         scores = score_crop(crop, half)
-        small = reduce(half)
+        small = shrink(half)
         suffix = f"_{number}" if config.crops_per_image > 1 else ""
         rejection = check_crop(scores, config.filters)
         found = replace(
@@ -144,18 +144,17 @@ def _extract_plane(plane: Plane, name: str, row: Row, source: Source, config: Cu
 
 def _keep(row: Row, crop: Gray, small: Gray, config: CurateConfig) -> Found:
     atomic_write_bytes(Path(config.out, row.crop), cv2.imencode(".png", crop)[1].data)
-    return Found(row=row, small=encode(thumbnail(reduce(small, 128))), picture=code(small))
+    return Found(row=row, small=thumbnail_to_text(thumbnail(shrink(small, 128))), picture=encode_jpeg(small))
 
 
 def _reject(row: Row, rejection: Rejection, small: Gray) -> Found:
     row = replace(row, reason=rejection.reason, detail=rejection.detail)
-    return Found(row=row, picture=code(small))
+    return Found(row=row, picture=encode_jpeg(small))
 
 
 def modality_of(plane: str, channel_names: tuple[str, ...]) -> str:
-    """What a plane's name tells: a channel called phase, BF, DIC and the like, luma of a bright picture, combined dyes.
-
-    Empty where it tells nothing; then `_by_brightness` guesses.
+    """Guess the modality from a plane's name: a channel called phase, BF, DIC or alike, luma of a bright image,
+    combined dyes. Empty if the name says nothing; `_by_brightness` guesses then.
     """
     if plane.endswith("luma"):
         return "transmitted"
@@ -168,12 +167,12 @@ def modality_of(plane: str, channel_names: tuple[str, ...]) -> str:
 
 
 def _by_brightness(small: Gray) -> str:
-    """A guess, no more: mostly dark is taken for fluorescence, the rest for transmitted light."""
+    """Guess from brightness: mostly dark counts as fluorescence, the rest as transmitted light."""
     return "fluorescence" if 2 * np.count_nonzero(small < DARK) > small.size else "transmitted"
 
 
 def _sha256(path: Path) -> str:
-    """Of a file; of a folder (OME-Zarr), of the names and bytes of all files in it."""
+    """Hash of a file; of a folder (OME-Zarr), over the names and bytes of all files in it."""
     if path.is_file():
         with path.open("rb", buffering=0) as stream:
             if path.stat().st_size < READ_AT_ONCE:
@@ -186,10 +185,10 @@ def _sha256(path: Path) -> str:
 
 
 def to_record(found: Found, sheet: str) -> dict[str, Any]:
-    """Plain values for the journal; `sheet` is where the picture was put."""
+    """Convert to plain values for the journal; `sheet` is the place of the contact sheet's image."""
     return {"row": vars(found.row), "small": found.small, "sheet": sheet}
 
 
 def from_record(record: list[dict[str, Any]]) -> list[Found]:
-    """What `to_record` made plain."""
+    """Invert `to_record`."""
     return [Found(row=Row(**item["row"]), small=item["small"], sheet=item["sheet"]) for item in record]

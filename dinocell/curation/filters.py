@@ -1,4 +1,4 @@
-"""What is not worth training on, each with its number and the limit it missed."""
+"""Quality filters; every rejection reports its value and the limit."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Counts = npt.NDArray[np.int64]
 
 GAUSSIAN = cv2.getGaussianKernel(7, 1, cv2.CV_32F)
 BLOCK = 16
-"""Side (px) of the blocks in which structure is told from noise: about half a small cell."""
+"""Side (px) of the blocks in which structure is distinguished from noise: about half a small cell."""
 NOISE_STEP = 4
 SAMPLED = 2**14
-"""Pixels looked at to count the levels of float planes."""
+"""Pixels sampled to count the levels of float planes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """Why something was left out: a short reason to group by, and the numbers behind it."""
+    """Reason of a rejection: a short word to group by, and its numbers."""
 
     reason: str
     detail: str
@@ -35,7 +35,7 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True)
 class CropScores:
-    """Numbers of one 8-bit crop that the limits are compared with (see `FilterConfig`)."""
+    """Scores of one 8-bit crop, which the limits of `FilterConfig` apply to."""
 
     focus: float
     structure: float
@@ -55,7 +55,7 @@ def check_plane(plane: Plane, limits: FilterConfig, counts: Counts | None) -> Re
     total = int(counts.sum())
     if values.size < limits.min_levels:
         return Rejection(
-            reason="not microscopy-like", detail=f"only {values.size} grey levels, limit {limits.min_levels}"
+            reason="not microscopy-like", detail=f"only {values.size} gray levels, limit {limits.min_levels}"
         )
     if counts.max() > limits.max_single_value * total:
         top = int(counts.argmax())
@@ -106,7 +106,7 @@ def halve(crop: Gray) -> Gray:
 
 
 def _levels(plane: Plane, counts: Counts | None) -> tuple[Plane, Counts]:
-    """Distinct finite values and how often each occurs; of large float planes, in a regular sample."""
+    """Distinct finite values and their counts; of large float planes, in a regular sample."""
     if counts is not None:
         values = np.flatnonzero(counts)
         return values, counts[values]
@@ -128,7 +128,7 @@ def _saturated(plane: Plane, values: Plane, counts: Counts) -> float:
 def _laplacian_variance(smooth: npt.NDArray[np.float32]) -> float:
     """Variance of cv2.Laplacian (ksize 1) over the inner pixels."""
     rows, columns = smooth.shape
-    sums, squares = np.zeros(columns), np.zeros(columns)  # a sum a column lets the compiler use vector instructions
+    sums, squares = np.zeros(columns), np.zeros(columns)  # one sum per column lets the compiler use vector instructions
     for y in range(1, rows - 1):
         above, here, below = smooth[y - 1], smooth[y], smooth[y + 1]
         for x in range(columns - 2):
@@ -160,7 +160,7 @@ def _blocks(crop: Gray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
 
 
 def _without_background(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Block means minus their best quadratic surface: uneven light is no structure."""
+    """Block means minus their best quadratic surface: uneven light is not structure."""
     if means.size < 16:
         return means
     terms = _surfaces(*means.shape)

@@ -1,4 +1,4 @@
-"""What is already done: one JSON line a finished file, appended as results arrive, so that a killed run goes on."""
+"""Progress journal: one JSON line per finished file, appended as results arrive, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dinocell.core.files import atomic_write_text
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.extract import CROPS, SET_ASIDE, STATE, Found, fingerprint, from_record, to_record
 from dinocell.curation.sources import Source
-from dinocell.curation.thumbnails import PictureReader, PictureWriter
+from dinocell.curation.thumbnails import ThumbnailReader, ThumbnailWriter
 
 
 class Journal:
-    """Records of one output folder; each job of an array appends to files of its own and reads those of all.
+    """Records of one output folder; each job of an array appends to its own files and reads those of all.
 
-    A file that is changed while it is read is done again by the next run: its record carries what it looked like
-    when `unfinished` saw it.
+    A file that is changed while it is read is processed again by the next run: its record contains its
+    stamp from when `unfinished` saw it.
     """
 
     def __init__(self, config: CurateConfig) -> None:
@@ -29,7 +29,7 @@ class Journal:
         self._fingerprint = fingerprint(config)
         job = f"{config.shard_index}-of-{config.shard_count}"
         self._path = self._state / f"journal-{job}.jsonl"
-        # Other settings, another file: what the sheet of the last settings showed is deleted as a whole.
+        # One file of thumbnails per set of settings: those of the last settings are deleted as a whole.
         self._pictures_path = self._state / f"pictures-{self._fingerprint}-{job}.bin"
         self._lines: dict[str, dict[str, Any]] = {}
         self._stamps: dict[str, list[Any]] = {}
@@ -41,14 +41,14 @@ class Journal:
         try:
             entry = json.loads(line)
             self._lines[entry["key"]] = entry
-        except (ValueError, KeyError, TypeError):  # the line that a kill cut short
+        except (ValueError, KeyError, TypeError):  # a line cut short by a kill
             return
 
     def __enter__(self) -> Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         torn = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
         self._file = self._path.open("a", encoding="utf-8")
-        self._pictures = PictureWriter(self._pictures_path)
+        self._pictures = ThumbnailWriter(self._pictures_path)
         if torn:
             self._file.write("\n")
         return self
@@ -60,7 +60,7 @@ class Journal:
         self._pictures.close()
 
     def add(self, source: Source, found: list[Found]) -> None:
-        """Remember a finished file."""
+        """Record a finished file."""
         records = [to_record(item, self._pictures.add(item.picture)) for item in found]
         self._pictures.flush()
         entry = {"key": source.key, "stamp": self._stamps[source.key], "found": records}
@@ -69,7 +69,7 @@ class Journal:
         self._file.flush()
 
     def unfinished(self, sources: list[Source]) -> list[Source]:
-        """Files that no earlier run has done, or that changed since, or whose crops are gone."""
+        """Files that no earlier run finished, that changed since, or whose crops are gone."""
         self._stamps = {source.key: stamp(source, self._fingerprint) for source in sources}
         return [source for source in sources if not self._is_done(source)]
 
@@ -81,13 +81,13 @@ class Journal:
         return all(any(path.is_file() for path in places(self.out, crop)) for crop in crops if crop)
 
     def found(self, source: Source) -> list[Found]:
-        """What a file gave, in this run or an earlier one."""
+        """Results of a file, from this run or an earlier one."""
         entry = self._lines.get(source.key)
         return from_record(entry["found"]) if entry else []
 
-    def pictures(self) -> PictureReader:
-        """Of the contact sheet."""
-        return PictureReader(self._state)
+    def pictures(self) -> ThumbnailReader:
+        """Reader of the contact sheet's images."""
+        return ThumbnailReader(self._state)
 
     def crops_of_others(self, is_current: Callable[[str], bool]) -> list[str]:
         """Crops that earlier runs wrote for files that are no longer among the sources, or no longer give them."""
@@ -109,7 +109,7 @@ class Journal:
 
 
 def places(out: Path, crop: str) -> tuple[Path, Path]:
-    """Where a crop lies when kept, and when set aside."""
+    """Paths of a crop when kept, and when set aside."""
     return out / crop, out / SET_ASIDE / crop.removeprefix(f"{CROPS}/")
 
 

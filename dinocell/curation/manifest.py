@@ -16,10 +16,10 @@ Value = str | int | float
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One crop, or a file or plane that gave none. The first twelve columns are the contract of other programs.
+    """One crop, or a file or plane without one. The first twelve columns are a contract with other programs.
 
     Attributes:
-        crop: path of the PNG below the output folder; of a rejected crop, where it lies if it was written.
+        crop: path of the PNG below the output folder; of a rejected crop, its path if it was written.
         source: the image file as it was named.
         source_sha256: of the file's bytes.
         dataset: group of the source.
@@ -27,7 +27,7 @@ class Row:
         channel: plane of the source, e.g. gray, luma, c0, combined, t003_c1; s1_… of a second series.
         y, x: top left corner of the crop in the plane, px.
         height, width: size of the crop, px.
-        laplacian_variance: of the crop as cut from the whole 8-bit plane, grey levels².
+        laplacian_variance: of the crop as cut from the whole 8-bit plane, gray levels².
         status: kept or rejected.
         axes, axes_source: meaning of the array's axes, and how it is known.
         shape, dtype: of the array.

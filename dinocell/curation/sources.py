@@ -1,4 +1,4 @@
-"""Which files a run takes, in which order, and what their crops are called."""
+"""Source files of a run, in order, with the names of their crops."""
 
 from __future__ import annotations
 

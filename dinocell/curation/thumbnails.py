@@ -1,4 +1,4 @@
-"""Small pictures of the contact sheet, packed in one file a job: a file a crop would cost more than the pixels."""
+"""Thumbnails of the contact sheet, one file per job (a file per crop would cost more than its pixels)."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from dinocell.curation.filters import halve
 Gray = npt.NDArray[np.uint8]
 
 SIDE = 160
-"""Longer side (px) of a picture on the contact sheet."""
+"""Longer side (px) of a thumbnail on the contact sheet."""
 
 
-def reduce(gray: Gray, side: int = 2 * SIDE) -> Gray:
-    """The picture halved until its longer side is below `side`; what is small stays as it is."""
+def shrink(gray: Gray, side: int = 2 * SIDE) -> Gray:
+    """Halve an image until its longer side is below `side` (px); smaller images are returned as they are."""
     while max(gray.shape) >= side and min(gray.shape) >= 2:
         gray = halve(gray)
     return gray
 
 
-def code(gray: Gray) -> bytes:
-    """JPEG, with its longer side at most `SIDE`, of what `reduce` gives (less than twice as large)."""
+def encode_jpeg(gray: Gray) -> bytes:
+    """Encode the result of `shrink` (less than twice as large) as JPEG with a longer side of at most `SIDE`."""
     scale = min(SIDE / max(gray.shape), 1)
     size = max(round(gray.shape[1] * scale), 1), max(round(gray.shape[0] * scale), 1)
     small = cv2.resize(gray, size, interpolation=cv2.INTER_LINEAR)
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
 
 
-class PictureWriter:
-    """Appends pictures to a file and tells where each lies, as `NAME:OFFSET:LENGTH`."""
+class ThumbnailWriter:
+    """Writer that appends thumbnails to a file and returns the place of each, `NAME:OFFSET:LENGTH`."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
         self._file: BinaryIO = path.open("ab")
 
     def add(self, picture: bytes) -> str:
-        """Append one picture."""
+        """Append one thumbnail."""
         place = f"{self._name}:{self._file.tell()}:{len(picture)}"
         self._file.write(picture)
         return place
 
     def flush(self) -> None:
-        """Hand everything to the operating system, where a kill cannot lose it."""
+        """Flush to the operating system, so that a kill loses nothing."""
         self._file.flush()
 
     def close(self) -> None:
@@ -55,14 +55,14 @@ class PictureWriter:
         self._file.close()
 
 
-class PictureReader:
-    """Reads pictures by their place; files stay open while it is used in a `with`."""
+class ThumbnailReader:
+    """Reader of thumbnails by their place; files stay open within a `with`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, BinaryIO | None] = {}
 
-    def __enter__(self) -> PictureReader:
+    def __enter__(self) -> ThumbnailReader:
         return self
 
     def __exit__(
@@ -73,7 +73,7 @@ class PictureReader:
                 file.close()
 
     def read(self, place: str) -> bytes:
-        """One picture; nothing where its file is gone."""
+        """Read one thumbnail; empty if its file is gone."""
         if not place:
             return b""
         name, offset, length = place.rsplit(":", 2)

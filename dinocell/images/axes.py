@@ -1,8 +1,8 @@
-"""Which axis of an array is which: names from metadata, otherwise stated rules.
+"""Axes of arrays: names from metadata, otherwise stated rules.
 
 Axis letters are those of OME: T time, Z depth, C channel, Y row, X column, and S for the samples of one
 colour pixel (RGB, RGBA). The rules are few, so that a manifest line such as ``rule: unnamed axis of 3 is C``
-tells a reader exactly what was assumed.
+says exactly what was assumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def guess_axes(shape: tuple[int, ...]) -> tuple[str, str]:
     """Name the axes of an array that carries no names.
 
     Rules, in order: two axes are YX; a last axis of 3 or 4 after two long ones is S (RGB, RGBA); a last axis of
-    1 or 2 after two long ones is C; any further leading axis is C when it holds at most 4 planes, otherwise T
+    1 or 2 after two long ones is C; any further leading axis is C when it has at most 4 planes, otherwise T
     (and Z for the second of two long leading axes).
 
     Returns:

@@ -1,4 +1,4 @@
-"""A Z stack as one plane, by the words of curation (`z`), instead of every depth on its own."""
+"""Reduction of a Z stack to one plane, with the same `z` rules as curation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = ("best", "focus", "max", "mean")
 
 
 def check_depth(z: Depth | None) -> Depth | None:
-    """The depth rule: a number as an integer, `best` as `focus`; None stays, for every depth on its own.
+    """Normalize a depth rule: a number to an integer, `best` to `focus`; None (each depth separately) stays.
 
     Raises:
         ConfigError: neither a known word nor a number from 0.
@@ -34,11 +34,11 @@ def check_depth(z: Depth | None) -> Depth | None:
 
 
 def choose_depth(image: ImageFile | LazyFile, z: Depth | None, channel: Channel | None = None) -> ImageFile | LazyFile:
-    """The image without its Z axis: at every time point one depth, the same for all channels, or their projection.
+    """Reduce the Z axis: at every time point to one depth, the same for all channels, or to their projection.
 
     Args:
-        image: as `open_image` gives it; without a Z axis, or with `z` None, it comes back as it is.
-        z: `focus` (or `best`): the depth whose picture, as the network would see it, is sharpest; `max`, `mean`:
+        image: as `open_image` gives it; without a Z axis, or with `z` None, it is returned unchanged.
+        z: `focus` (or `best`): the depth whose gray plane, as the network would see it, is sharpest; `max`, `mean`:
             projections of each channel; a number: that depth, from 0.
         channel: the channel that is segmented, whose focus counts.
 
@@ -65,7 +65,7 @@ def choose_depth(image: ImageFile | LazyFile, z: Depth | None, channel: Channel 
 
 
 def _choose_lazily(image: LazyFile, z: Depth, channel: Channel | None) -> LazyFile:
-    """As `choose_depth`, each time point when its plane is loaded; its depths lie in a scratch file, if large."""
+    """As `choose_depth`, for each time point when its plane is loaded; large depths are stored in a scratch file."""
     at = image.axes.index("Z")
     depths = image.shape[at]
 
@@ -100,7 +100,7 @@ def _flat(image: ImageFile, z: Depth, channel: Channel | None) -> NDArray[Any]:
 
 
 def _hint(image: ImageFile | LazyFile) -> None:
-    """A stack whose axes the file does not name is taken for a film; who asks for a depth may mean a volume."""
+    """Warn about a stack without named axes, which is read as a film although a depth was asked for."""
     if "T" in image.axes and image.axes_source.startswith("rule"):
         guess = image.axes.replace("T", "Z")
-        log.warning(f"z: no Z axis in {image.axes} ({image.axes_source}); if this is a volume, say so: --axes {guess}")
+        log.warning(f"z: no Z axis in {image.axes} ({image.axes_source}); if this is a volume, pass --axes {guess}")

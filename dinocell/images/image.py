@@ -22,20 +22,20 @@ LIMIT = "DINOCELL_MAX_GIB"
 """Environment variable: largest decoded array (GiB) that is read, however small its file is."""
 DEFAULT_GIB = 8.0
 MAX_EXPANSION = 5000
-"""Times that a file may grow in decoding: deflate, LZW and PackBits stay below, even for a blank picture."""
+"""Largest plausible decompression ratio (deflate, LZW and PackBits stay below it, even for blank images)."""
 SMALL = 2**26
 """Bytes that are decoded whatever the expansion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """One image, or one series of a file that holds several.
+    """One image, or one series of a file with several.
 
     Attributes:
         array: values and dtype of the file.
         axes: one letter an array axis out of TZCYXS.
         axes_source: "metadata", "given", or the rule in words.
-        pixel_size: µm a pixel, None when the file does not say.
+        pixel_size: µm per pixel, None when the file does not say.
         channel_names: as many as the C axis is long, or empty.
         series: name of the series in a file of several, else empty.
         t_step: 1, or k where only every k-th time point was read.
@@ -83,7 +83,7 @@ def refuse_bomb(shape: Sequence[int], itemsize: int, max_bytes: int | None, wher
 
     Raises:
         DataError: more than the limit, or more than any codec's expansion of the bytes that are there.
-        ConfigError: `DINOCELL_MAX_GIB` is no number above 0.
+        ConfigError: `DINOCELL_MAX_GIB` is not a number above 0.
     """
     given = _given_limit()
     limit = max_bytes or given or int(DEFAULT_GIB * 2**30)
@@ -110,7 +110,7 @@ def _given_limit() -> int | None:
 
 
 def _stored_at_least(where: Path, size: int) -> bool:
-    """Whether a file, or the files of a folder, hold so many bytes."""
+    """True if a file, or the files of a folder together, have at least so many bytes."""
     found = 0
     for file in where.rglob("*") if where.is_dir() else (where,):
         found += file.stat().st_size

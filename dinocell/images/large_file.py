@@ -1,4 +1,4 @@
-"""Files too large to read whole: the header says what they hold, and planes are loaded one by one."""
+"""Files too large to read whole: the header gives shape and dtype, and planes are loaded one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dinocell.images.image import LIMIT, Array, refuse_bomb
 from dinocell.images.mapped import scratch_array
 
 LAZY_BYTES = 2**28
-"""Files that decode to more than this are loaded plane by plane, and planes larger than it lie on disk."""
+"""Files that decode to more than this are loaded plane by plane, and planes larger than it are stored on disk."""
 MAX_PLANE_BYTES = 64 * 2**30
 Make = Callable[[tuple[int, ...], Any], Array]
 
@@ -28,11 +28,11 @@ class LazyFile:
 
     Attributes:
         shape: of the whole image, along `axes`.
-        axes: one letter an axis out of TZCYXS.
+        axes: one letter per axis out of TZCYXS.
         axes_source: "metadata", "given", or the rule in words.
         dtype: of the pixels.
         loader: (position along T and Z, what makes an array) → the plane, axes in the order CYXS.
-        pixel_size: µm a pixel, None when the file does not say.
+        pixel_size: µm per pixel, None when the file does not say.
         channel_names: as many as the C axis is long, or empty.
     """
 
@@ -60,7 +60,7 @@ class LazyFile:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def plane(self, index: tuple[int, ...], folder: Path | None = None) -> Array:
-        """One plane, along `plane_axes`; a large one lies in a scratch file of `folder`, or in the image's own file.
+        """Load one plane, along `plane_axes`; a large one is stored in a scratch file of `folder`, or in the image's own.
 
         Raises:
             DataError: damaged, or the disk has no room.
@@ -75,7 +75,7 @@ class LazyFile:
 
 
 def worth_it(shape: tuple[int, ...], dtype: np.dtype[Any], axes: str, where: Path) -> bool:
-    """Whether an image is loaded plane by plane.
+    """Decide if an image is loaded plane by plane.
 
     Raises:
         DataError: a single plane decodes to more than 64 GiB, or than `DINOCELL_MAX_GIB` allows.
@@ -84,11 +84,11 @@ def worth_it(shape: tuple[int, ...], dtype: np.dtype[Any], axes: str, where: Pat
         return False
     plane = [length for letter, length in zip(axes, shape, strict=True) if letter not in "TZ"]
     refuse_bomb(plane, dtype.itemsize, None if os.environ.get(LIMIT) else MAX_PLANE_BYTES, where)
-    refuse_bomb(shape, dtype.itemsize, sys.maxsize, where)  # any number of planes, if the file can hold them
+    refuse_bomb(shape, dtype.itemsize, sys.maxsize, where)  # any number of planes, if the file is large enough for them
     return dtype.kind in "uif" and math.prod(shape) * dtype.itemsize > LAZY_BYTES
 
 
 def from_array(array: Array, axes: str, index: tuple[int, ...]) -> Array:
-    """A plane of an array that need not lie in memory, as a view along CYXS."""
+    """A plane of an array, in memory or not, as a view along CYXS."""
     order = [axes.index(letter) for letter in axis_rules.AXES if letter in axes]
     return array.transpose(order)[index]

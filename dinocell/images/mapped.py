@@ -1,4 +1,4 @@
-"""Arrays in files on disk, for images and maps that memory should not hold."""
+"""Arrays in files on disk, for images and maps too large for memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scratch_array(shape: tuple[int, ...], dtype: Any, folder: Path | None = None
 
 
 def check_room(needed: int, where: Path) -> None:
-    """Raise DataError when the disk that holds the folder `where` has less than `needed` bytes free."""
+    """Raise DataError when the disk of the folder `where` has less than `needed` bytes free."""
     free = shutil.disk_usage(where).free
     if needed > free:
         raise DataError(

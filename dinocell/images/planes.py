@@ -1,4 +1,4 @@
-"""What is segmented: the planes of an array or file, each with its gray picture and its measured channels."""
+"""Planes of an array or file, each with its gray plane and its measured channels."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class InputPlane:
 
     Attributes:
         name: "" for a plain image, "t003", "z012" or "t003_z012" for a plane of a stack.
-        gray: (H, W), what the network sees, before preprocessing.
-        display: (H, W) or (H, W, 3), what overlays are drawn on.
-        channels: name → (H, W), what intensities are measured on.
+        gray: (H, W), the network's input before preprocessing.
+        display: (H, W) or (H, W, 3), the ground of overlays.
+        channels: name → (H, W), for intensities.
         pixel_size: µm per pixel, None if not known.
     """
 
@@ -52,7 +52,7 @@ class InputPlane:
 
 @dataclass(frozen=True, kw_only=True)
 class WaitingPlane:
-    """A plane still in its file, because it is large or one of many.
+    """A plane not loaded yet, because it is large or one of many.
 
     Attributes:
         name: as `InputPlane.name`.
@@ -69,7 +69,7 @@ class WaitingPlane:
     channel: Channel | None
 
     def load(self, folder: Path | None = None) -> InputPlane:
-        """The plane; what does not fit into memory lies in scratch files of `folder`.
+        """Load the plane; arrays too large for memory are stored in scratch files of `folder`.
 
         Raises:
             DataError: damaged, or no room; ConfigError: no such channel.
@@ -82,12 +82,12 @@ Plane = InputPlane | WaitingPlane
 
 
 def loaded(plane: Plane, folder: Path | None = None) -> InputPlane:
-    """The plane, read if it still waits in its file."""
+    """Load a plane, if it is still in its file."""
     return plane.load(folder) if isinstance(plane, WaitingPlane) else plane
 
 
 def open_image(image: Image, axes: str | None = None) -> ImageFile | LazyFile:
-    """A path, an array or an opened file; `axes` (letters out of TZCYXS) overrides what is guessed.
+    """Open a path, an array or an opened file; `axes` (letters out of TZCYXS) overrides what is guessed.
 
     Large TIFF, OME-Zarr and NPY files are not read but opened as `LazyFile`.
 
@@ -111,7 +111,7 @@ def open_image(image: Image, axes: str | None = None) -> ImageFile | LazyFile:
             names, source = axis_rules.guess_axes(array.shape)
         found = ImageFile(array=array, axes=names, axes_source=source)
     if found.array.dtype.kind not in "buif":
-        raise DataError(f"an image holds numbers, this array holds {found.array.dtype}")
+        raise DataError(f"image arrays must be numeric, got dtype {found.array.dtype}")
     if found.array.size == 0:
         raise DataError(f"the image is empty: shape {found.array.shape}")
     return found
@@ -168,13 +168,13 @@ def _plane(
         gray = to_gray_large(array, axes, folder)
     else:
         gray = to_gray(array, axes) if len(axes) > 2 else array
-    coloured = axes == "YXS" and len(channels) >= 3  # three equal samples are a gray picture: shown with its contrast
+    coloured = axes == "YXS" and len(channels) >= 3  # three equal samples are a gray image: shown with its contrast
     display = array[..., :3] if coloured else gray
     return InputPlane(name=name, gray=gray, display=display, channels=channels, pixel_size=image.pixel_size)
 
 
 def _channels(array: NDArray[Any], axes: str, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Measured channels: named C planes, red/green/blue of colour pictures, or one gray plane; alpha is left out."""
+    """Measured channels: named C planes, red/green/blue of colour images, or one gray plane; alpha is left out."""
     if "S" in axes:
         colour = np.moveaxis(array, axes.index("S"), 0)
         colour = colour[:-1] if len(colour) in (2, 4) else colour
@@ -191,7 +191,7 @@ def _channels(array: NDArray[Any], axes: str, names: tuple[str, ...]) -> dict[st
 
 
 def _equal(first: NDArray[Any], second: NDArray[Any]) -> bool:
-    """Whether two planes are equal; unequal ones are told apart by their first rows, without reading the rest."""
+    """True if two planes are equal; unequal ones mostly differ in their first rows, and the rest is not read."""
     for rows in row_bands(first):
         equal = np.array_equal(first[rows], second[rows])
         release(first)

@@ -1,4 +1,4 @@
-"""Any microscope file → array, axes and pixel size; label images in and out.
+"""Any microscope file → array, axes and pixel size.
 
 Values are never changed on reading: dtype and range are the file's. What an axis means comes from the file's
 metadata, from `axes.py`'s stated rules, or from the caller, and the result says which.
@@ -54,7 +54,7 @@ def read_series(
         for image in _series(file, axes, t_step, max_bytes):
             if not image.array.size or image.array.dtype.kind not in "buif" or not {"Y", "X"} <= set(image.axes):
                 found = f"{image.axes} {image.array.shape} of {image.array.dtype}"
-                raise DataError(f"{file}: no picture of numbers with rows and columns: {found}")
+                raise DataError(f"{file}: not a numeric image with Y and X axes: {found}")
             yield image
 
 

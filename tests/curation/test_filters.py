@@ -8,7 +8,14 @@ import pytest
 
 from dinocell.core.errors import ConfigError
 from dinocell.curation import FilterConfig
-from dinocell.curation.duplicates import DuplicateIndex, decode, encode, look, perceptual_hash, thumbnail
+from dinocell.curation.duplicates import (
+    DuplicateIndex,
+    appearance,
+    perceptual_hash,
+    thumbnail,
+    thumbnail_from_text,
+    thumbnail_to_text,
+)
 from dinocell.curation.filters import check_crop, check_plane, score_crop
 from dinocell.images.gray.contrast import histogram, to_uint8
 
@@ -84,22 +91,22 @@ def index() -> DuplicateIndex:
 def test_copies_are_found_and_named() -> None:
     known = index()
     original = cells(1)
-    known.add("original", look(thumbnail(original)))
+    known.add("original", appearance(thumbnail(original)))
     jpeg = cv2.imdecode(cv2.imencode(".jpg", original)[1], cv2.IMREAD_GRAYSCALE)
     smaller = cv2.resize(original, (200, 200), interpolation=cv2.INTER_AREA)
     brighter = (original * 0.8 + 20).astype(np.uint8)
     for copy in (original, jpeg, smaller, brighter):
-        assert known.find(look(thumbnail(copy))) == "original"
+        assert known.find(appearance(thumbnail(copy))) == "original"
 
 
 def test_other_fields_are_not_duplicates() -> None:
     known = index()
     for seed in range(40):
         image = cells(seed)
-        assert known.find(look(thumbnail(image))) is None
-        known.add(str(seed), look(thumbnail(image)))
+        assert known.find(appearance(thumbnail(image))) is None
+        known.add(str(seed), appearance(thumbnail(image)))
     for turned in (cells(0)[::-1], cells(0).T, np.roll(cells(0), 60, 1)):
-        assert known.find(look(thumbnail(np.ascontiguousarray(turned)))) is None
+        assert known.find(appearance(thumbnail(np.ascontiguousarray(turned)))) is None
 
 
 def test_banding_misses_no_close_hash() -> None:
@@ -110,13 +117,13 @@ def test_banding_misses_no_close_hash() -> None:
         for bit in RNG.permutation(64)[: LIMITS.max_hash_distance]:
             flipped ^= 1 << int(bit)
         known = index()
-        known.add("a", look(small))
+        known.add("a", appearance(small))
         assert list(known._candidates(flipped)) == [0]
 
 
 def test_thumbnails_survive_the_journal() -> None:
     small = thumbnail(cells())
-    np.testing.assert_array_equal(decode(encode(small)), small)
+    np.testing.assert_array_equal(thumbnail_from_text(thumbnail_to_text(small)), small)
 
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 2), (10, 10), (15, 40), (16, 16), (17, 40)])

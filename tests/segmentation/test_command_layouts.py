@@ -112,7 +112,7 @@ def test_a_film_read_as_a_volume_or_as_channels(
     capsys.readouterr()
     assert command("segment", file, "--out", tmp_path / "t", "--model", model, "--z", "best", "--device", "cpu") == 0
     assert len(list((tmp_path / "t").glob("*_labels.tif"))) == len(stack)
-    assert "say so: --axes ZYX" in " ".join(capsys.readouterr().err.split())
+    assert "pass --axes ZYX" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.real_data

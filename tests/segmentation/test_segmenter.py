@@ -331,4 +331,4 @@ def test_depths_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str])
     )
     film = np.stack([two_squares()] * 6)
     assert len(list(bright_segmenter().segment_planes(film, z="max"))) == 6, "a film has no depth"
-    assert "if this is a volume, say so: --axes ZYX" in capsys.readouterr().err
+    assert "if this is a volume, pass --axes ZYX" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The gray picture of `gray.to_gray` for planes too large for floats in memory: the same values, band by band."""
+"""`channels.to_gray` for planes too large for floats in memory: the same values, band by band."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dinocell.images.mapped import band_rows, release, scratch_array
 
 
 def to_gray_large(array: Array, axes: str, folder: Path | None = None) -> Plane:
-    """One gray plane (H, W) equal to `to_gray(array, axes)`; where it has to be computed, in a scratch file.
+    """Gray plane (H, W) equal to `to_gray(array, axes)`; if it has to be computed, it is stored in a scratch file.
 
     Args:
         array: one plane, in memory or file-backed.
         axes: its axes, in the order CYXS.
-        folder: where the scratch file lies.
+        folder: of the scratch file.
     """
     if axes == "YX":
         return array
-    if "C" in axes and "S" in axes:  # colour pictures by channel: their reading is not worth bands of its own
+    if "C" in axes and "S" in axes:  # colour images by channel: too rare for a banded reading
         return to_gray(array, axes)
     if "C" in axes:
         return array[0] if len(array) == 1 else _combined(list(array), folder)
@@ -49,7 +49,7 @@ def row_bands(array: Array) -> Iterator[slice]:
 
 
 def same(samples: list[Plane], rows: slice) -> bool:
-    """Whether the channels of a colour picture hold the same gray values in these rows."""
+    """Compare the channels of a colour image in these rows: True if they are equal."""
     equal = channels_equal([np.ascontiguousarray(plane[rows]) for plane in samples])
     _drop(*samples)
     return equal

@@ -23,9 +23,9 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 TRANSMITTED = re.compile(r"phase|\bbf\b|bright|trans|\bdic\b", re.IGNORECASE)
 """Names that microscopes give to channels of transmitted light."""
 DARK_BACKGROUND = 0.4
-"""A colour picture whose median brightness is below this fraction of its range shows fluorophores, not a stain."""
+"""A colour image whose median brightness is below this fraction of its range shows fluorophores, not a stain."""
 EQUAL_TOLERANCE = 2 / 255
-"""Colour channels that nowhere differ by more than this fraction of the range are one gray picture."""
+"""Colour channels that nowhere differ by more than this fraction of the range are one gray image."""
 
 
 def planes(
@@ -33,8 +33,8 @@ def planes(
 ) -> Iterator[tuple[str, Plane]]:
     """Named gray planes (H, W) of an image: each time point, each channel, and the channels combined (paper §3.1.1).
 
-    Depth becomes one plane: the best focused one, the maximum or the mean. Colour (S axis) pictures give one plane when
-    their channels are equal; under "auto" otherwise the luma of a bright picture (a stain or a camera) or the
+    Depth becomes one plane: the best focused one, the maximum or the mean. Colour (S axis) images give one plane when
+    their channels are equal; under "auto" otherwise the luma of a bright image (a stain or a camera) or the
     separate channels of a dark one (fluorophores). Alpha is dropped.
 
     Args:
@@ -64,7 +64,7 @@ def _channels(frame: Array, axes: str, z: DepthRule, colour: ColourRule, combine
     if "S" in axes:
         samples = np.moveaxis(frame, -1, 0)  # [S, …, Y, X]
         axes = axes.replace("S", "")
-        if "C" in axes:  # a stack of colour pictures: each C is read as its own picture
+        if "C" in axes:  # a stack of colour images: each C is read as its own image
             for number in range(frame.shape[axes.index("C")]):
                 picture = np.take(samples, number, axis=1 + axes.index("C"))
                 rest = axes.replace("C", "")
@@ -92,11 +92,11 @@ def _separate(channels: list[Plane], combined: bool) -> Iterator[tuple[str, Plan
 
 
 def _colour(samples: Array, axes: str, z: DepthRule, colour: ColourRule, combined: bool) -> Iterator[tuple[str, Plane]]:
-    """Planes of one colour picture (S, [Z,] Y, X)."""
+    """Planes of one colour image (S, [Z,] Y, X)."""
     channels = [flatten_depth(sample, axes, z) for sample in samples]
     if len(channels) in (2, 4):
         channels = channels[:-1]  # alpha
-    if len(channels) == 1 or channels_equal([plane[::16, ::16] for plane in channels]):  # a few pixels tell most apart
+    if len(channels) == 1 or channels_equal([plane[::16, ::16] for plane in channels]):  # a few pixels suffice for most
         channels = [np.ascontiguousarray(plane) for plane in channels]
         if len(channels) == 1 or channels_equal(channels):
             yield "gray", channels[0]
@@ -133,7 +133,7 @@ def value_range(plane: Plane) -> float:
 
 
 def channels_equal(channels: list[Plane]) -> bool:
-    """Whether the planes of a colour picture hold one gray picture."""
+    """True if the planes of a colour image are one gray image."""
     first = channels[0]
     tolerance = EQUAL_TOLERANCE * value_range(first) if first.dtype == np.uint8 else 0
     return all(_close(first, other, tolerance) for other in channels[1:])
@@ -150,7 +150,7 @@ def _close(first: Plane, other: Plane, tolerance: float) -> bool:
 
 
 def dark_background(channels: list[Plane]) -> bool:
-    """Whether the median pixel is dark in every channel, on the scale from 0 to the picture's brightest value."""
+    """True if the median pixel is dark in every channel, on the scale from 0 to the image's brightest value."""
     median, maximum = (np.nanmedian, np.nanmax) if channels[0].dtype.kind == "f" else (np.median, np.max)
     medians = []
     for plane in channels:
@@ -161,7 +161,7 @@ def dark_background(channels: list[Plane]) -> bool:
 
 
 def luma(picture: Array) -> Plane:
-    """BT.601 luma (H, W) of a picture (H, W, 3): rounded to the dtype for uint8 and uint16, else float32."""
+    """BT.601 luma (H, W) of an image (H, W, 3): rounded to the dtype for uint8 and uint16, else float32."""
     if picture.dtype in (np.uint8, np.uint16):
         return np.asarray(cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY))
     total: npt.NDArray[np.float32] = picture[..., 0] * LUMA[0]
@@ -187,9 +187,9 @@ def combine(channels: list[Plane]) -> npt.NDArray[np.uint16]:
 
 
 def to_gray(image: ImageFile | Array, axes: str | None = None) -> Plane:
-    """One gray plane (H, W): what segmentation and fine-tuning look at.
+    """Gray plane (H, W) of an image, the input of segmentation and fine-tuning.
 
-    A bright colour picture becomes luma, a dark one (fluorophores) and C are combined as `combine` does, equal
+    A bright colour image becomes luma, a dark one (fluorophores) and C are combined as `combine` does, equal
     channels collapse, Z gives the best focused plane, T the first frame. The dtype is that of
     `planes`.
 

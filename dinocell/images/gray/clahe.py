@@ -48,7 +48,7 @@ def tile_table(counts: npt.NDArray[np.int64], clip: float, pixels: int) -> npt.N
 def apply_tables(
     unit: npt.NDArray[np.float32], tables: npt.NDArray[np.float32], tile_h: int, tile_w: int, top: int, left: int
 ) -> npt.NDArray[np.float32]:
-    """Map a region (h, w) in [0, 1], whose corner lies at (top, left), by the tables of the four nearest tiles."""
+    """Map a region (h, w) in [0, 1], whose corner is at (top, left), by the tables of the four nearest tiles."""
     height, width = unit.shape
     rows, columns, bins = tables.shape
     out = np.empty((height, width), dtype=np.float32)

@@ -1,9 +1,4 @@
-"""The one preprocessing of stage 2, used by training and inference alike: gray → CLAHE → zero mean, unit variance.
-
-Paper §3.3; spec "Preprocessing". Everything works on the whole image. Contrast limits are taken from percentiles
-whatever the dtype, so the same picture stored as 8 bit, 16 bit or float is preprocessed to the same values, and
-nothing is rounded to 8 bit on the way.
-"""
+"""Contrast limits from percentiles, exact for every dtype, and planes stretched between them."""
 
 from __future__ import annotations
 
@@ -79,7 +74,7 @@ def _look_up(table: npt.NDArray[Any], gray: npt.NDArray[Any]) -> npt.NDArray[Any
 def limits(
     gray: npt.NDArray[Any], low: float, high: float, counts: npt.NDArray[np.int64] | None = None
 ) -> tuple[float, float]:
-    """Values that become black and white: percentiles, or the extremes when sparse content lies outside them.
+    """Values that become black and white: percentiles, or the extremes when sparse content is outside them.
 
     `counts` is the plane's `histogram`, if the caller has it.
     """
@@ -128,9 +123,9 @@ def histogram(gray: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 @compiled()
 def _count(gray: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
-    """cv2.calcHist is no faster, and counts in float32.
+    """Count values; cv2.calcHist is not faster, and counts in float32.
 
-    Neighbours have tables of their own: a pixel of the same value would have to wait for the one before.
+    Neighbours have separate tables: a pixel of the same value would have to wait for the one before.
     """
     first, second, third, fourth = counts, np.zeros_like(counts), np.zeros_like(counts), np.zeros_like(counts)
     columns = gray.shape[1]

@@ -1,4 +1,8 @@
-"""dinocell.images.gray.preprocess"""
+"""The one preprocessing of stage 2, for training and inference alike: gray → CLAHE → zero mean, unit variance.
+
+Paper §3.3. Everything works on the whole image. Contrast limits are percentiles whatever the dtype, so the same image
+stored as 8 bit, 16 bit or float is preprocessed to the same values, and nothing is rounded to 8 bit on the way.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from dinocell.images.gray.contrast import stretch
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """How an image becomes the network's input."""
+    """Preprocessing of an image for the network."""
 
     clahe: bool = field(True, "contrast-limited adaptive histogram equalisation of the whole image (paper)")
     clahe_clip: float = field(1.0, "CLAHE clip limit", "× the mean bin count")
@@ -37,7 +41,7 @@ class PreprocessConfig:
 
 
 def preprocess_plane(gray: npt.NDArray[Any], config: PreprocessConfig | None = None) -> npt.NDArray[np.float32]:
-    """Whole gray image (H, W) of any dtype → float32 (H, W) with zero mean and unit variance.
+    """Preprocess a whole gray image (H, W) of any dtype to float32 (H, W) with zero mean and unit variance.
 
     NaN and infinities take the low end. A constant image comes out as zeros, with a warning.
 
@@ -49,7 +53,7 @@ def preprocess_plane(gray: npt.NDArray[Any], config: PreprocessConfig | None = N
         raise DataError(f"preprocess needs a gray image (H, W), got shape {gray.shape}; to_gray() makes one")
     unit = stretch(gray, config.percentile_low, config.percentile_high)
     if unit is None:
-        log.warning(f"constant image of {gray.shape[0]}×{gray.shape[1]} px: nothing to normalise, zeros instead")
+        log.warning(f"constant image of {gray.shape[0]}×{gray.shape[1]} px: nothing to normalize, zeros instead")
         return np.zeros(gray.shape, dtype=np.float32)
     if config.clahe:
         unit = apply_clahe(unit, config.clahe_clip, config.clahe_tiles)

@@ -1,4 +1,4 @@
-"""The preprocessing of `dinocell.images.gray.contrast`, region by region, for images too large to hold in floats.
+"""The preprocessing of `dinocell.images.gray.contrast`, region by region, for images too large for floats in memory.
 
 The statistics of the whole image (contrast limits, CLAHE tables, mean and deviation) are gathered in passes over
 blocks; a region then comes out as it would be cut from the preprocessed whole image.

@@ -20,7 +20,7 @@ def read_npy(file: Path, max_bytes: int | None) -> ImageFile:
 
 
 def open_npy(file: Path, axes: str | None = None) -> LazyFile | None:
-    """A large NPY array, left in its file; None for what `io.read_image` should read."""
+    """A large NPY array, left in its file; None for arrays that `read_image` should read."""
     with reading(file, "not a readable NPY array"):
         view = np.load(file, mmap_mode="r", allow_pickle=False)
     if view.dtype.kind not in "uif" or view.ndim < 2:

@@ -29,10 +29,10 @@ def read_picture(file: Path, max_bytes: int | None) -> ImageFile:
 
 
 def picture_header(head: bytes, tail: bytes, where: Path) -> tuple[tuple[int, int, int], int]:
-    """Height, width and samples, and bytes a sample, that a PNG, JPEG or BMP decodes to, read without decoding it.
+    """Height, width and samples, and bytes per sample, that a PNG, JPEG or BMP decodes to, read without decoding it.
 
     Raises:
-        DataError: not such a file, or its end is missing (decoders silently pad truncated pictures).
+        DataError: not such a file, or its end is missing (decoders silently pad truncated images).
     """
     if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 33:
         if b"IEND" not in tail:
@@ -68,14 +68,14 @@ def _jpeg_shape(head: bytes, where: Path) -> tuple[int, int, int]:
 
 
 def _refuse_short_jpeg(height: int, width: int, sampling: bytes, where: Path) -> None:
-    """Refuse a Huffman-coded JPEG too short for its picture; decoders would fill it up with gray.
+    """Refuse a Huffman-coded JPEG too short for its size; decoders would fill it up with gray.
 
-    Each 8 × 8 block of each component takes a code word of its own, which has at least one bit. Four bits of
-    `sampling`, a byte a component, are its density across, four that down.
+    Each 8 × 8 block of each component takes its own code word, which has at least one bit. Four bits of
+    `sampling`, a byte per component, are its density across, four that down.
     """
     density = [(max(1, one >> 4), max(1, one & 15)) for one in sampling]
     across, down = (8 * max(side, default=1) for side in zip(*density, strict=True)) if density else (8, 8)
     blocks = sum(math.ceil(width * h / across) * math.ceil(height * v / down) for h, v in density)
     size = where.stat().st_size
     if blocks > 8 * size:
-        raise DataError(f"{where}: damaged JPEG, {size} bytes cannot hold {height} x {width} px")
+        raise DataError(f"{where}: damaged JPEG, {size} bytes are too few for {height} x {width} px")

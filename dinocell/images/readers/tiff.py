@@ -24,7 +24,7 @@ TIFFS = (".tif", ".tiff", ".stk", ".lsm", ".btf", ".tf8")
 MIN_SERIES_FRACTION = 0.5
 """Later series with sides below this fraction of the first one's are thumbnails, labels or pyramid levels."""
 MAX_PLANES = 10**7
-"""More planes than this are no film: a list of them alone would fill the memory."""
+"""More planes than this are refused: the index alone would exhaust memory."""
 MICRON_UNITS = {
     "micron": 1.0,
     "microns": 1.0,
@@ -38,7 +38,7 @@ MICRON_UNITS = {
 
 
 def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int | None) -> Iterator[ImageFile]:
-    """Every series of a TIFF file; arguments and errors as `io.read_series`."""
+    """Every series of a TIFF file; arguments and errors as `read_series`."""
     with reading(file, "not a readable TIFF"):
         tiff = tifffile.TiffFile(file)
     with tiff:
@@ -52,11 +52,11 @@ def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int | None) 
 
 
 def real_series(tiff: tifffile.TiffFile) -> list[Any]:
-    """The series of a file that are images of their own, without thumbnails."""
+    """Series of a file that are images, without thumbnails."""
     for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", tiff.ome_metadata or "" if tiff.is_ome else ""):
         planes = math.prod(int(size) for size in re.findall(r'\bSize[TZC]="(\d+)"', pixels))
         if planes > MAX_PLANES:
-            raise ValueError(f"its OME metadata speak of {planes} planes, more than {MAX_PLANES}")
+            raise ValueError(f"its OME metadata declare {planes} planes, more than {MAX_PLANES}")
     series = list(tiff.series)
     if not series:
         raise ValueError("no image inside")
@@ -75,7 +75,7 @@ def _read_one(
 ) -> ImageFile:
     shape = tuple(int(length) for length in series.shape)
     if len(shape) < 2 or 0 in shape:
-        raise DataError(f"{file}: holds no picture: its first image has shape {shape}")
+        raise DataError(f"{file}: contains no image: its first one has shape {shape}")
     names, source = axes_of(tiff, series)
     if axes is not None:
         names, source = axis_rules.check_given(axes, shape, str(file)), "given"
@@ -123,7 +123,7 @@ def axes_of(tiff: tifffile.TiffFile, series: Any) -> tuple[str, str]:
 
 
 def _as_photographed(tiff: tifffile.TiffFile, series: Any, image: ImageFile) -> ImageFile:
-    """Undo storage tricks: look up a palette's colours, turn min-is-white upright."""
+    """Decode palettes and invert min-is-white images."""
     page = series.keyframe
     photometric = int(page.photometric)
     if photometric == 3 and not tiff.is_imagej and page.colormap is not None:  # ImageJ's are display tables only
@@ -132,7 +132,7 @@ def _as_photographed(tiff: tifffile.TiffFile, series: Any, image: ImageFile) -> 
             colours = colours * 257
         table = (colours >> 8).astype(np.uint8)
         if image.array.max() >= len(table):
-            raise DataError(f"value {image.array.max()} in a picture with a palette of {len(table)} colours")
+            raise DataError(f"value {image.array.max()} in an image with a palette of {len(table)} colours")
         return replace(image, array=table[image.array], axes=image.axes + "S")
     if photometric == 0 and image.array.dtype.kind in "bu":
         top = 1 if image.array.dtype.kind == "b" else np.iinfo(image.array.dtype).max
@@ -144,7 +144,7 @@ def _as_photographed(tiff: tifffile.TiffFile, series: Any, image: ImageFile) -> 
 
 
 def pixel_size(tiff: tifffile.TiffFile) -> float | None:
-    """µm a pixel from OME or ImageJ metadata; bare resolution tags are printers' defaults and prove nothing."""
+    """µm per pixel from OME or ImageJ metadata; plain resolution tags are often print defaults, so they are ignored."""
     if tiff.is_ome and tiff.ome_metadata:
         value = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', tiff.ome_metadata)
         unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', tiff.ome_metadata)

@@ -21,9 +21,9 @@ PALETTE, WHITE_IS_ZERO = 3, 0
 
 
 def open_tiff(file: Path, axes: str | None = None) -> LazyFile | None:
-    """The first image of a large TIFF file; None for small ones and for layouts that `io.read_image` reads whole.
+    """The first image of a large TIFF file; None for small ones and for layouts that `read_image` reads whole.
 
-    Those are palettes, min-is-white, bilevel pages, files in several parts, and pages that hold a whole volume.
+    Those are palettes, min-is-white, bilevel pages, files in several parts, and pages with a whole volume.
 
     Raises:
         DataError: not a TIFF, axes that do not fit, or a plane of more than 64 GiB.
@@ -64,7 +64,7 @@ def _found(tiff: tifffile.TiffFile, file: Path, axes: str | None) -> LazyFile | 
 
 
 def _plain(tiff: tifffile.TiffFile, series: Any, shape: tuple[int, ...], axes: str) -> bool:
-    """Whether the pages are planes Y, X (, S) or C, Y, X of this file, in the order of the leading axes."""
+    """True if the pages are planes Y, X (, S) or C, Y, X of this file, in the order of the leading axes."""
     page = series.keyframe
     if int(page.photometric) in (WHITE_IS_ZERO, PALETTE) and not tiff.is_imagej:
         return False
@@ -79,7 +79,7 @@ def _plain(tiff: tifffile.TiffFile, series: Any, shape: tuple[int, ...], axes: s
 
 
 class _Loader:
-    """Loads planes; holds the file open as long as it lives."""
+    """Loader of planes; the file stays open as long as it exists."""
 
     def __init__(self, file: Path, tiff: tifffile.TiffFile, series: Any, shape: tuple[int, ...], axes: str) -> None:
         self.file, self.tiff, self.series, self.shape, self.axes = file, tiff, series, shape, axes
@@ -128,7 +128,7 @@ def _decode(page: Any, out: Array) -> None:
         if data is None:  # a sparse file's empty tile
             continue
         target = (out[sample] if planar else out)[y : y + data.shape[1], x : x + data.shape[2]]
-        part = data[0, : target.shape[0], : target.shape[1]]  # tiles go on beyond the image
+        part = data[0, : target.shape[0], : target.shape[1]]  # tiles extend beyond the image
         target[:] = part if samples else part[..., 0]
         filled += target.nbytes
         if filled > RELEASE_BYTES:

@@ -91,11 +91,11 @@ def _lif_images(liffile: Any, file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lif_axes(dims: tuple[str, ...], shape: tuple[int, ...], file: Path) -> str:
-    """One letter an axis; wavelengths (λ, Λ) and the like are channels, where there is only one such axis."""
+    """One letter per axis; wavelengths (λ, Λ) and the like are channels, where there is only one such axis."""
     names = ""
     for name, length in zip(dims, shape, strict=True):
         letter = name if name in AXES or length == 1 else "C"
         if letter in names:
-            raise DataError(f"{file}: more axes than can be told apart: {''.join(dims)} of lengths {shape}")
+            raise DataError(f"{file}: more axes than can be distinguished: {''.join(dims)} of lengths {shape}")
         names += letter
     return names

@@ -119,7 +119,7 @@ def _zarr(file: Path) -> Any:
 
 
 def _image(node: Any) -> tuple[Any, str, float | None, tuple[str, ...]]:
-    """Full-resolution array, its axes, µm a pixel and channel names; a bare array has none but its axes' rule."""
+    """Full-resolution array, its axes, µm per pixel and channel names; a bare array has none but its axes' rule."""
     if hasattr(node, "shape"):
         return node, axis_rules.guess_axes(tuple(node.shape))[0], None, ()
     attributes: Mapping[str, Any] = dict(node.attrs)

@@ -82,5 +82,5 @@ def test_lif_without_planes_is_an_error_in_one_line(tmp_path: Path, monkeypatch:
     with pytest.raises(DataError, match="none of its images has the axes Y and X"):
         read_lif(tmp_path, monkeypatch, (("Z", "X"), line))
     cube = np.zeros((2, 3, 8, 8), np.uint8)
-    with pytest.raises(DataError, match="told apart"):
+    with pytest.raises(DataError, match="distinguished"):
         read_lif(tmp_path, monkeypatch, (("λ", "C", "Y", "X"), cube))
