@@ -44,7 +44,6 @@ from dinocell.images.read import read_image
 from dinocell.metrics import maximum_matching_accuracy
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
 from dinocell.objectives import build_objective
-from dinocell.objectives.flows.objective import FlowsObjective
 from dinocell.predict.runner import evaluating
 from dinocell.segmentation import Segmenter, SegmentOptions, load_model
 from dinocell.segmentation.outputs.save import check_formats, save_result
@@ -268,8 +267,8 @@ def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any])
 def decode_by_cellpose(segmenter: Segmenter, peer: str, maps: NDArray[np.float32]) -> tuple[NDArray[Any], float]:
     """Labels and seconds of Cellpose's own decoding, without the start of its process."""
     objective = build_objective(segmenter.objective)
-    assert isinstance(objective, FlowsObjective), "Cellpose decodes flows"
-    flows, probability = objective.split(maps)
+    flows, probability = objective.vectors(maps), objective.cell_probability(maps)
+    assert flows is not None, "Cellpose decodes flows"
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "in.npz", Path(folder) / "out.npz"
         shifted = probability + np.float32(0.5 - segmenter.objective.threshold)  # Cellpose's script compares with 0.5

@@ -217,7 +217,7 @@ def _cover(sample: Float32, labels: NDArray[Any]) -> bytes:
 
 
 def _rdf(folder: Path, segmenter: Segmenter, about: About, facts: Mapping[str, Any], onnx: OnnxFile) -> dict[str, Any]:
-    side = segmenter.window
+    side, objective = segmenter.window, build_objective(segmenter.objective)
     space = [{"type": "space", "id": axis, "size": side} for axis in "yx"]
     halo = segmenter.overlap // 2
     framed = [
@@ -227,7 +227,7 @@ def _rdf(folder: Path, segmenter: Segmenter, about: About, facts: Mapping[str, A
         "format_version": FORMAT,
         "type": "model",
         "name": about.name,
-        "description": f"Cell segmentation ({segmenter.objective.kind}) by a vision transformer, made with DINOCell.",
+        "description": f"Cell segmentation ({objective.name}) by a vision transformer, made with DINOCell.",
         "authors": [{"name": name} for name in about.authors],
         "cite": [dict(entry) for entry in CITE],
         "license": about.licence,

@@ -11,7 +11,7 @@ from dinocell.core.device import Precision
 from dinocell.core.errors import ConfigError
 from dinocell.images.gray.preprocess import PreprocessConfig
 from dinocell.models import DecoderConfig
-from dinocell.objectives import ObjectiveConfig
+from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.placement import Fit
 from dinocell.predict.views import VIEWS
 
@@ -272,16 +272,17 @@ class FinetuneConfig:
                 f"input_size: {self.network_size} px is not a multiple of backbone.patch_size="
                 f"{self.backbone.patch_size}; use {near}"
             )
-        if self.data.hard and (not self.start or self.objective.kind == "semantic"):
+        has_instances = build_objective(self.objective).has_instances
+        if self.data.hard and not (self.start and has_instances):
             raise ConfigError(
                 f"data.hard: {self.data.hard:g} goes by the cells that the model in start= finds; give start=, a model "
                 "that finds cells, or set data.hard=0"
             )
-        if self.fit != "tile" and self.objective.kind != "semantic":
+        if self.fit != "tile" and has_instances:
             raise ConfigError(
                 f"fit: {self.fit} is for objective.kind=semantic; cells of their own need the image's scale (fit=tile)"
             )
-        if self.data.rescales and self.objective.kind == "semantic":
+        if self.data.rescales and not has_instances:
             name = "max_diameter" if self.data.max_diameter else "min_diameter"
             raise ConfigError(f"data.{name}: objective.kind=semantic has classes, which have no diameter; set it to 0")
         if self.backbone.cache_tokens:

@@ -25,12 +25,11 @@ from dinocell.finetune.data.loader import Batch, BatchLoader, worker_count
 from dinocell.finetune.data.run_data import RunData, check_resumable, open_run_data
 from dinocell.finetune.data.token_cache import TokenCache
 from dinocell.finetune.from_model import adopt
-from dinocell.finetune.loss_terms import split_loss
 from dinocell.finetune.network import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
 from dinocell.finetune.output.run_folder import RunOutput
 from dinocell.finetune.validate.tuning import tune
 from dinocell.finetune.validate.validator import Validation, Validator, decoding_while_training
-from dinocell.objectives import build_objective
+from dinocell.objectives import build_objective, total_loss
 from dinocell.training import distributed
 from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import adamw, clip_gradients, set_schedule
@@ -94,10 +93,7 @@ class Trainer:
         self.decoding = decoding_while_training(config)
         self.validator = Validator(self.data.val, self.decoding, config) if len(self.data.val) else None
         if self.decoding != config.objective:
-            log.info(
-                f"validations leave out the flow check (flow_error={config.objective.flow_error:g} in the recipe); it "
-                "is chosen on the val split at the end"
-            )
+            log.info(f"validations leave out the {self.objective.cell_check}; it is chosen on the val split at the end")
         self.step = 0
         self.seconds = 0.0
         self.began = time.perf_counter()
@@ -202,10 +198,11 @@ class Trainer:
             with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
                 with autocast(self.device, self.dtype):
                     prediction = model(here.image)
-                loss = self.objective.loss(prediction, here.target, here.weight)
+                terms = self.objective.loss_terms(prediction, here.target, here.weight)
+                loss = total_loss(terms)
                 (loss * share).backward()
-            for name, value in split_loss(self.objective, loss, prediction, here).items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
+            for name, value in {"loss": loss, **(terms if len(terms) > 1 else {})}.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() * share
         if self.config.train.clip_gradient:
             clip_gradients(self.module, self.config.train.clip_gradient)
         self.optimizer.step()

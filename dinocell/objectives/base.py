@@ -1,17 +1,27 @@
-"""What every objective is: targets, loss, decode and nothing else. A new objective is one file that implements this."""
+"""Base of every objective: the maps a decoder predicts, how they are learned, how they become cells, and what others
+ask of them.
+
+A new objective is one file with a subclass of `Objective`, listed in `objectives/build.py`; its settings are fields of
+`ObjectiveConfig`. Nothing outside this folder asks for the kind of an objective.
+"""
 
 from __future__ import annotations
 
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dinocell.core import log
 from dinocell.core.config import field
 from dinocell.core.errors import ConfigError
+from dinocell.labels.cells import Cells
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -19,7 +29,7 @@ Labels = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Where maps lie in the image they are a part of, in pixels; sampling depends on it.
+    """Position of maps in the image they are a part of, in pixels; sampling and size limits depend on it.
 
     Attributes:
         y, x: the image's row and column of the maps' first pixel.
@@ -32,32 +42,24 @@ class Frame:
     width: int
 
 
-class Objective(Protocol):
-    """The maps a decoder predicts, how they are learnt, and how they become labels."""
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Labels and what decoding dropped.
 
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of the K maps, in order."""
+    Attributes:
+        labels: (H, W) int32, 1…n without gaps, 0 = background.
+        notes: sentences that a user should read.
+        details: one line for the log file; empty = nothing to say.
+    """
 
-    def targets(self, labels: npt.ArrayLike) -> Array:
-        """Labels (H, W), any integer dtype and numbering, 0 = background → target maps (K, H, W) float32."""
-
-    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Raw maps and targets [B, K, H, W], weight [B, 1, H, W] ≥ 0 → scalar; 0 when every weight is 0."""
-
-    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
-        """Raw network output (K, H, W) → labels (H, W) int32, 1…n without gaps, 0 = background.
-
-        `frame` says where the maps lie in a larger image; without it they are the image.
-        """
-
-    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-        """Targets of the image after flips, then `rot90_k` counter-clockwise quarter turns (as `np.rot90`)."""
+    labels: Labels
+    notes: tuple[str, ...] = ()
+    details: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What the network learns. Fields of other kinds than `kind` are ignored."""
+    """Settings of what the network learns. Fields that belong to another `kind` are ignored."""
 
     kind: Literal["flows", "distance", "semantic"] = field("flows", "what the decoder predicts")
     flow_scale: float = field(1.0, "flows: the network predicts flows of this length (paper 1; authors' code 5)")
@@ -97,34 +99,165 @@ class ObjectiveConfig:
             raise ConfigError(f"objective.min_size: must not be negative, got {self.min_size}")
         if not 2 <= self.classes <= 256:
             raise ConfigError(f"objective.classes: must lie in 2…256, got {self.classes}")
-        if self.mask_threshold >= self.marker_threshold:
+        if not self.mask_threshold < self.marker_threshold:
             raise ConfigError(
                 f"objective.mask_threshold: must be below marker_threshold {self.marker_threshold}, "
                 f"got {self.mask_threshold}"
             )
 
     def seen_at(self, scale: float) -> ObjectiveConfig:
-        """For maps of an image that the network saw `scale` times as large: lengths are in pixels that it saw."""
+        """Return the settings for maps of an image that the network saw `scale` times as large.
+
+        Lengths and areas are in pixels that it saw.
+        """
         if scale == 1:
             return self
         steps = max(self.max_steps, round(self.max_steps / scale))
         return replace(self, min_size=round(self.min_size / scale**2), max_steps=steps)
 
+    def with_values(self, values: Mapping[str, float]) -> ObjectiveConfig | None:
+        """Return the settings with other values, or None where these exclude each other."""
+        if not values.get("mask_threshold", self.mask_threshold) < values.get(
+            "marker_threshold", self.marker_threshold
+        ):
+            return None
+        return replace(self, **values)  # type: ignore[arg-type]
 
-def build_objective(config: ObjectiveConfig) -> Objective:
-    """The objective that `config.kind` names."""
-    from dinocell.objectives.distance import DistanceObjective
-    from dinocell.objectives.flows.objective import FlowsObjective
-    from dinocell.objectives.semantic import SemanticObjective
 
-    match config.kind:
-        case "flows":
-            return FlowsObjective(config)
-        case "distance":
-            return DistanceObjective(config)
-        case "semantic":
-            return SemanticObjective(config)
-    raise ConfigError(f"objective.kind: unknown {config.kind!r}; known: flows, distance, semantic")
+class Objective(ABC):
+    """Maps of a decoder: how they are learned, how they become labels, and what others need to know of them.
+
+    The defaults are those of maps that do not depend on direction, from which each cell is decoded on its own.
+
+    Attributes:
+        name: the value of `objective.kind` that stands for this objective.
+        channels: names of the K maps, in order.
+        vector_maps: pairs (y, x) of map indices that are the components of a vector and turn with the image.
+        has_instances: labels are cells with numbers of no meaning; if not, they are classes, which nothing may
+            renumber.
+        class_count: classes, with background, of `class_map`; 0 = there is no such map.
+        cell_check: name of the comparison of each decoded cell with its maps (`cell_errors`); empty = there is none.
+    """
+
+    name: ClassVar[str]
+    channels: tuple[str, ...]
+    vector_maps: ClassVar[tuple[tuple[int, int], ...]] = ()
+    has_instances: ClassVar[bool] = True
+    class_count: int = 0
+    cell_check: ClassVar[str] = ""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Say in words what the maps are, as a part of a sentence."""
+
+    # ---- learning -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(self, labels: npt.ArrayLike) -> Array:
+        """Make target maps (K, H, W) float32 of labels (H, W), any integer dtype and numbering, 0 = background."""
+
+    @abstractmethod
+    def loss_terms(self, prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Compute the named parts of the loss, scalars that sum to it; each is 0 when every weight is 0.
+
+        Args:
+            prediction: raw maps [B, K, H, W], any float dtype.
+            target: [B, K, H, W].
+            weight: [B, 1, H, W] ≥ 0.
+        """
+
+    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Sum `loss_terms` to a scalar."""
+        return total_loss(self.loss_terms(prediction, target, weight))
+
+    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
+        """Make the targets of the image after flips, then `rot90_k` counter-clockwise quarter turns (as `np.rot90`)."""
+        turned = turn(target, flip_y, flip_x, rot90_k)
+        for y, x in self.vector_maps:
+            turned[[y, x]] = _turned_vectors(turned[[y, x]], flip_y, flip_x, rot90_k)
+        return turned
+
+    # ---- decoding -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def decode_with_notes(self, prediction: Array, frame: Frame | None = None) -> Decoded:
+        """Turn raw maps (K, H, W) into labels, and say what was dropped; prints nothing.
+
+        `frame` says where the maps lie in a larger image; without it they are the image.
+        """
+
+    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
+        """Turn raw maps (K, H, W) into labels (H, W) int32 as `decode_with_notes` does, and print its notes."""
+        decoded = self.decode_with_notes(prediction, frame)
+        if decoded.details:
+            logging.getLogger(type(self).__module__).info("%s", decoded.details)
+        for note in decoded.notes:
+            log.warning(note)
+        return decoded.labels
+
+    @abstractmethod
+    def cell_probability(self, maps: Array) -> Array:
+        """Compute from raw maps (K, H, W) how likely each pixel is part of a cell: (H, W) float32 in [0, 1]."""
+
+    def foreground(self, maps: Array) -> npt.NDArray[np.bool_]:
+        """Mark the pixels (H, W) of raw maps (K, H, W) that decoding takes for cells."""
+        return self.cell_probability(maps) > self.config.threshold
+
+    def vectors(self, maps: Array) -> Array | None:
+        """Return the vector field (2, H, W) of raw maps (K, H, W), y then x, at the scale of the targets; None without
+        one."""
+        return None
+
+    # ---- choosing how to decode -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
+        """Values worth trying on validation images, by name of the setting of `ObjectiveConfig`."""
+
+    def without_check(self) -> ObjectiveConfig:
+        """Return the settings that keep cells which disagree with their maps; the same ones without a `cell_check`."""
+        return self.config
+
+    def cell_errors(self, maps: Array, cells: Cells) -> npt.NDArray[np.float64]:
+        """Measure by how much each of n cells disagrees with the raw maps (K, H, W) it was decoded from: (n,) ≥ 0.
+
+        Raises:
+            NotImplementedError: the objective has no `cell_check`.
+        """
+        raise NotImplementedError(f"{self.name} has no check of its cells")
+
+    # ---- classes and figures --------------------------------------------------------------------------------------
+
+    def class_map(self, maps: Array) -> npt.NDArray[np.uint8]:
+        """Return the class of each pixel (H, W) of raw maps (K, H, W), 0 = background.
+
+        Raises:
+            NotImplementedError: the objective has no classes (`class_count` is 0).
+        """
+        raise NotImplementedError(f"{self.name} has no classes")
+
+    def class_truth(self, labels: Labels) -> Labels:
+        """Return the classes (H, W) that `class_map` should find in an image with these labels."""
+        raise NotImplementedError(f"{self.name} has no classes")
+
+    def figures(self, target: Array) -> dict[str, Array]:
+        """Split target maps (K, H, W) into what a page shows: title → (H, W) in [0, 1], or vectors (2, H, W)."""
+        pairs = dict(self.vector_maps)
+        found = {}
+        for number, name in enumerate(self.channels):
+            if number in pairs:
+                found[name.removesuffix("_y")] = target[[number, pairs[number]]]
+            elif number not in pairs.values():
+                found[name.replace("_", " ")] = target[number]
+        return found
+
+
+def total_loss(terms: Mapping[str, Tensor]) -> Tensor:
+    """Sum the terms of a loss to a scalar."""
+    return torch.stack(list(terms.values())).sum()
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -145,3 +278,16 @@ def turn(maps: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
     if flip_x:
         maps = maps[:, :, ::-1]
     return np.ascontiguousarray(np.rot90(maps, rot90_k, axes=(1, 2)))
+
+
+def _turned_vectors(vectors: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
+    """Change sign and place of the components (2, H, W), y then x, of vectors whose pixels `turn` has moved."""
+    dy, dx = (-vectors[0] if flip_y else vectors[0]), (-vectors[1] if flip_x else vectors[1])
+    match rot90_k % 4:
+        case 1:
+            dy, dx = -dx, dy
+        case 2:
+            dy, dx = -dy, -dx
+        case 3:
+            dy, dx = dx, -dy
+    return np.stack([dy, dx])

@@ -5,6 +5,8 @@ VandeLoo et al. 2025, SAMCell.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from dinocell.labels.cells import find_cells, keep_cells
 from dinocell.labels.regions import fill_holes
-from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
+from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, weighted_mean
 
 EIGHT = np.ones((3, 3), bool)
 
@@ -86,27 +88,40 @@ def _marker_points(regions: npt.NDArray[np.signedinteger], distance: Array, coun
     return centres
 
 
-class DistanceObjective:
+class DistanceObjective(Objective):
     """One map, the normalised distance, by mean squared error. The map is the distance itself, not a logit."""
 
+    name = "distance"
     channels = ("distance",)
 
-    def __init__(self, config: ObjectiveConfig) -> None:
-        self.config = config
+    def describe(self) -> str:
+        """Say in words what the map is."""
+        return "the distance to the cell's border, 1 (white) in the middle of every cell"
 
     def targets(self, labels: npt.ArrayLike) -> Array:
-        """(H, W) labels → (1, H, W) float32 in [0, 1]."""
+        """Make the distance map (1, H, W) float32 in [0, 1] of labels (H, W)."""
         return masks_to_distance(labels)[None]
 
-    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def loss_terms(self, prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """Σ(L·M)/ΣM with L the squared difference."""
-        return weighted_mean((prediction[:, 0].float() - target[:, 0].float()).square(), weight[:, 0].float())
+        squares = (prediction[:, 0].float() - target[:, 0].float()).square()  # [B, H, W]
+        return {"distance": weighted_mean(squares, weight[:, 0].float())}
 
-    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
-        """Raw output (1, H, W) → labels (H, W)."""
+    def decode_with_notes(self, prediction: Array, frame: Frame | None = None) -> Decoded:
+        """Turn a raw map (1, H, W) into labels."""
         config = self.config
-        return distance_to_masks(prediction[0], config.marker_threshold, config.mask_threshold, config.min_size)
+        return Decoded(
+            labels=distance_to_masks(prediction[0], config.marker_threshold, config.mask_threshold, config.min_size)
+        )
 
-    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-        """Exact targets of the flipped and turned image."""
-        return turn(target, flip_y, flip_x, rot90_k)
+    def cell_probability(self, maps: Array) -> Array:
+        """Return the distance itself, cut to [0, 1]: it is above 0 in cells only."""
+        return np.clip(maps[0], 0, 1)
+
+    def foreground(self, maps: Array) -> npt.NDArray[np.bool_]:
+        """Mark the pixels above `mask_threshold`."""
+        return self.cell_probability(maps) > self.config.mask_threshold
+
+    def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
+        """Values of both thresholds."""
+        return {"marker_threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "mask_threshold": (0.05, 0.1, 0.2)}

@@ -5,19 +5,20 @@ The second system this project covers (DinoBloom-style white-cell segmentation) 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from scipy import ndimage, special
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 from torch import Tensor
 
 from dinocell.labels.cells import keep_cells
-from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
+from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, ObjectiveConfig, weighted_mean
 
 EIGHT = np.ones((3, 3), bool)
 DICE_SMOOTH = 1.0
@@ -66,19 +67,27 @@ def mask_to_instances(
     return keep_cells(labels, sizes >= max(min_size, 1))
 
 
-class SemanticObjective:
+class SemanticObjective(Objective):
     """Class maps. With two classes one map, the logit of `cell`; with more, one logit per class, 0 = background.
 
     With two classes any label image is a target (label > 0); with more, the labels are the class numbers.
     """
 
+    name = "semantic"
+    has_instances = False
+
     def __init__(self, config: ObjectiveConfig) -> None:
-        self.config = config
+        super().__init__(config)
+        self.class_count = config.classes
         self.binary = config.classes == 2
         self.channels = ("cell",) if self.binary else tuple(f"class_{c}" for c in range(config.classes))
 
+    def describe(self) -> str:
+        """Say in words what the maps are."""
+        return "cell or background, or one map for each class"
+
     def targets(self, labels: npt.ArrayLike) -> Array:
-        """(H, W) labels or class numbers → (K, H, W) float32, 0 or 1.
+        """Make class maps (K, H, W) float32, 0 or 1, of labels or class numbers (H, W).
 
         Raises:
             ValueError: a class number at or above `classes` when there are more than two.
@@ -93,8 +102,8 @@ class SemanticObjective:
             )
         return (array[None] == np.arange(self.config.classes)[:, None, None]).astype(np.float32)
 
-    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """0.5 · (B)CE, Σ(L·M)/ΣM, + 0.5 · Dice, both weighted by M; 0 when every weight is 0."""
+    def loss_terms(self, prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """0.5 · (B)CE, Σ(L·M)/ΣM, and 0.5 · Dice, both weighted by M."""
         prediction, target, weight = prediction.float(), target.float(), weight.float()
         if self.binary:
             entropy = F.binary_cross_entropy_with_logits(prediction[:, 0], target[:, 0], reduction="none")
@@ -102,24 +111,36 @@ class SemanticObjective:
         else:
             entropy = -(target * prediction.log_softmax(dim=1)).sum(dim=1)  # [B, H, W]
             probability = prediction.softmax(dim=1)
-        return 0.5 * weighted_mean(entropy, weight[:, 0]) + 0.5 * dice_loss(probability, target, weight)
+        return {
+            "entropy": 0.5 * weighted_mean(entropy, weight[:, 0]),
+            "dice": 0.5 * dice_loss(probability, target, weight),
+        }
 
-    def classes(self, prediction: Array) -> npt.NDArray[np.uint8]:
-        """Raw logits (K, H, W) → class number of each pixel (H, W)."""
-        raw = torch.from_numpy(np.ascontiguousarray(prediction, np.float32))
+    def class_map(self, maps: Array) -> npt.NDArray[np.uint8]:
+        """Return the most likely class of each pixel (H, W) of raw logits (K, H, W)."""
+        raw = torch.from_numpy(np.ascontiguousarray(maps, np.float32))
         if self.binary:
             return (torch.sigmoid(raw[0]) > self.config.threshold).numpy().astype(np.uint8)
         return raw.argmax(dim=0).numpy().astype(np.uint8)
 
-    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
-        """Raw logits (K, H, W) → labels (H, W) int32; touching regions of two classes are two cells."""
-        classes = self.classes(prediction)
+    def class_truth(self, labels: Labels) -> Labels:
+        """Return the class numbers that labels (H, W) are; with two classes, 1 in every cell."""
+        return (labels > 0).astype(np.int32) if self.binary else labels
+
+    def decode_with_notes(self, prediction: Array, frame: Frame | None = None) -> Decoded:
+        """Turn raw logits (K, H, W) into labels; touching regions of two classes are two cells."""
+        classes = self.class_map(prediction)
         labels = np.zeros(classes.shape, np.int32)
         for number in range(1, self.config.classes):
             cells = mask_to_instances(classes == number, self.config.instances, self.config.min_size)
             labels = np.where(cells > 0, cells + labels.max(initial=0), labels).astype(np.int32)
-        return labels
+        return Decoded(labels=labels)
 
-    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-        """Exact targets of the flipped and turned image."""
-        return turn(target, flip_y, flip_x, rot90_k)
+    def cell_probability(self, maps: Array) -> Array:
+        """Compute the probability of any class but background from raw logits (K, H, W)."""
+        cell = special.expit(maps[0]) if self.binary else 1 - special.softmax(maps, axis=0)[0]
+        return np.asarray(cell, np.float32)
+
+    def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
+        """Values of the threshold, which only the decoding of two classes has."""
+        return {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)} if self.binary else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +20,13 @@ class AveragedViews(nn.Module):
     Args:
         model: maps [B, 1, h, w] to [B, K, h, w].
         views: one of `VIEWS`; the time grows by as much.
-        vectors: whether the first two maps are the components (y, x) of a vector, which turn with the picture.
+        vectors: pairs of maps that are the components (y, x) of a vector, which turn with the image.
     """
 
-    def __init__(self, model: nn.Module, views: int, *, vectors: bool) -> None:
+    def __init__(self, model: nn.Module, views: int, *, vectors: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
         self.model = model
-        self.views, self.vectors = ORDER[:views], vectors
+        self.views, self.vectors = ORDER[:views], tuple(vectors)
         self.train(model.training)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -41,12 +43,15 @@ class AveragedViews(nn.Module):
         """Maps of a view as maps of the window itself."""
         maps = torch.rot90(maps, -turns, (-2, -1))
         if self.vectors:
-            y, x = maps[:, 0:1], maps[:, 1:2]
-            y, x = ((y, x), (x, -y), (-y, -x), (-x, y))[turns]
-            maps = torch.cat([y, -x if mirrored else x, maps[:, 2:]], dim=1)
+            parts = list(maps.unbind(1))
+            for first, second in self.vectors:
+                y, x = parts[first], parts[second]
+                y, x = ((y, x), (x, -y), (-y, -x), (-x, y))[turns]
+                parts[first], parts[second] = y, -x if mirrored else x
+            maps = torch.stack(parts, dim=1)
         return maps.flip(-1) if mirrored else maps
 
 
-def averaged(model: nn.Module, views: int, *, vectors: bool) -> nn.Module:
+def averaged(model: nn.Module, views: int, *, vectors: Sequence[tuple[int, int]] = ()) -> nn.Module:
     """The network itself for one view, else wrapped in `AveragedViews`."""
     return model if views == 1 else AveragedViews(model, views, vectors=vectors)

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from dinocell.core.errors import ConfigError
 from dinocell.labels.cells import equivalent_diameters, find_cells
-from dinocell.objectives.flows.objective import FlowsObjective
-from dinocell.objectives.flows.targets import flow_errors
+from dinocell.objectives import Objective
 from dinocell.predict.large.regions import Picture, ScaledPicture
 from dinocell.predict.placement import mirrored
 from dinocell.segmentation.notes import Note
@@ -160,14 +159,14 @@ def told_scale(meta: Mapping[str, Any], options: SegmentOptions) -> float:
 
 
 def estimate_diameter(
-    picture: Picture, predict: Predict, objective: FlowsObjective, window: int, trained: Trained
+    picture: Picture, predict: Predict, objective: Objective, window: int, trained: Trained
 ) -> Estimate:
     """The typical diameter of the cells in a picture, and the scale at which the model should see it.
 
     Args:
         picture: preprocessed.
-        predict: windows (window, window) → maps (B, 3, window, window).
-        objective: of the model, without flow check.
+        predict: windows (window, window) → maps (B, K, window, window).
+        objective: of the model, with a `cell_check` that is turned off.
         window: side of the network's input, px.
         trained: diameters that the model knows.
     """
@@ -205,7 +204,7 @@ def _doubtful_error(estimate: Estimate) -> float:
 
 
 def _look(
-    picture: Picture, predict: Predict, objective: FlowsObjective, window: int, scale: float, trained: Trained
+    picture: Picture, predict: Predict, objective: Objective, window: int, scale: float, trained: Trained
 ) -> Estimate:
     """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
     diameters: list[NDArray[np.float64]] = []
@@ -214,12 +213,11 @@ def _look(
     for part, maps in zip(parts, predict([mirrored(part, window) for part in parts]), strict=True):
         height, width = part.shape
         seen += height * width
-        flows, _ = objective.split(maps)
         cells = find_cells(objective.decode(maps))
         if not len(cells.numbers):
             continue
-        errors = flow_errors(cells, flows, objective.config.flow_variant)
-        middle = (cells.boxes[:, :2] + cells.boxes[:, 2:]) / 2  # y, x
+        errors = objective.cell_errors(maps, cells)
+        middle = (cells.boxes[:, [0, 2]] + cells.boxes[:, [1, 3]]) / 2  # y, x
         own = (middle < [height, width]).all(axis=1)
         total += float((errors * cells.areas)[own].sum())
         area += float(cells.areas[own].sum())

@@ -14,8 +14,6 @@ from dinocell.images.mapped import highest, release
 from dinocell.images.planes import InputPlane
 from dinocell.labels.table import cell_table
 from dinocell.objectives import Objective
-from dinocell.objectives.flows.objective import FlowsObjective
-from dinocell.objectives.probability import cell_probability
 from dinocell.predict.large.regions import ScaledMaps
 from dinocell.segmentation.notes import Note
 
@@ -50,16 +48,15 @@ class SegmentationResult:
     @property
     def flows(self) -> Float32:
         """(2, H, W) float32, dy then dx at unit scale; zeros for objectives without flows."""
-        if self.maps is not None and isinstance(self.objective, FlowsObjective):
-            return self.objective.split(self.maps)[0]
-        return np.zeros((2, *self.labels.shape), np.float32)
+        flows = None if self.maps is None else self.objective.vectors(self.maps)
+        return np.zeros((2, *self.labels.shape), np.float32) if flows is None else flows
 
     @property
     def probability(self) -> Float32:
         """(H, W) float32 in [0, 1]: that a pixel belongs to a cell (the distance map for the distance objective)."""
         if self.maps is None:
             return np.zeros(self.labels.shape, np.float32)
-        return cell_probability(self.maps, self.objective)
+        return self.objective.cell_probability(self.maps)
 
     def table(self) -> pd.DataFrame:
         """One row a cell: see `dinocell.labels.table.cell_table`."""
@@ -89,6 +86,6 @@ class _Probability:
         self.shape: tuple[int, ...] = maps.shape[1:]
 
     def __getitem__(self, rows: slice) -> Float32:
-        found = cell_probability(self._maps[:, rows], self._objective)
+        found = self._objective.cell_probability(self._maps[:, rows])
         self._maps.drop() if isinstance(self._maps, ScaledMaps) else release(self._maps)
         return found

@@ -31,7 +31,6 @@ from dinocell.labels.cells import compact_dtype
 from dinocell.models import load_model_folder
 from dinocell.models.packaged import find_model
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.objectives.flows.objective import FlowsObjective
 from dinocell.predict.large.regions import Picture, ScaledPicture, WholePicture
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.placement import Fit, fit_plane, mirrored, unfit_maps
@@ -113,7 +112,7 @@ class Segmenter:
     @property
     def network(self) -> nn.Module:
         """What windows go through: the model, or its average over several views."""
-        return averaged(self.model, self.views, vectors=self.objective.kind == "flows")
+        return averaged(self.model, self.views, vectors=build_objective(self.objective).vector_maps)
 
     def describe(self) -> str:
         """Device and number format, with the reasons, in one line."""
@@ -269,20 +268,20 @@ class Segmenter:
             ConfigError: the model does not predict flows, or does not record the diameter it was trained at.
         """
         trained = training_diameters(self.meta)
-        if trained is None or self.objective.kind != "flows" or self.fit != "tile":
+        if trained is None or not build_objective(self.objective).cell_check or self.fit != "tile":
             lacks = "record the diameter it was trained at" if trained is None else "predict flows in tiles"
             raise ConfigError(f"diameter: auto is not possible, as this model does not {lacks}; give a number")
         if picture.constant:
             return Estimate(scale=1.0, diameter=None, cells=0)
         config = (options or SegmentOptions()).decoding(self.objective)
-        objective = FlowsObjective(dataclasses.replace(config, flow_error=0.0, max_size_fraction=1.0))
+        unchecked = dataclasses.replace(build_objective(config).without_check(), max_size_fraction=1.0)
 
         def predict(windows: list[Float32]) -> Float32:
             parts = [windows[at : at + self.batch_size] for at in range(0, len(windows), self.batch_size)]
             with self._embedding, evaluating(self.model):
                 return np.concatenate([run_batch(self.model, part, self.device, self.dtype) for part in parts])
 
-        return estimate_diameter(picture, predict, objective, self.window, trained)
+        return estimate_diameter(picture, predict, build_objective(unchecked), self.window, trained)
 
     def fingerprint(self) -> str:
         """A checksum of the weights and the configuration: work begun with another model is not continued."""

@@ -29,13 +29,13 @@ class Gradient(nn.Module):
 def test_a_network_that_turns_with_the_picture_is_left_alone(views):
     z = torch.randn(2, 1, 24, 32, generator=torch.Generator().manual_seed(views))
     network = Gradient().eval()
-    torch.testing.assert_close(AveragedViews(network, views, vectors=True)(z), network(z))
+    torch.testing.assert_close(AveragedViews(network, views, vectors=((0, 1),))(z), network(z))
 
 
 @pytest.mark.parametrize("views", VIEWS[1:])
 def test_an_error_that_does_not_turn_cancels(views):
     z = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(views))
-    torch.testing.assert_close(AveragedViews(Gradient(bias=3.0), views, vectors=True)(z), Gradient()(z))
+    torch.testing.assert_close(AveragedViews(Gradient(bias=3.0), views, vectors=((0, 1),))(z), Gradient()(z))
 
 
 @pytest.mark.parametrize("kind", ["flows", "distance", "semantic"])
@@ -44,7 +44,7 @@ def test_the_average_turns_with_the_picture_as_targets_do(kind):
     objective = build_objective(ObjectiveConfig(kind=kind))
     torch.manual_seed(1)
     network = nn.Conv2d(1, len(objective.channels), 5, padding=2)
-    average = AveragedViews(network, 8, vectors=kind == "flows")
+    average = AveragedViews(network, 8, vectors=objective.vector_maps)
     z = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
     def maps(picture: np.ndarray) -> np.ndarray:

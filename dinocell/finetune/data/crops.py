@@ -86,7 +86,7 @@ class CropDataset:
 
     def _target(self, prepared: PreparedImage, window: tuple[int, int, int]) -> NDArray[np.float32]:
         size = self._config.crop_size
-        if self._config.objective.kind == "semantic":  # depends on each pixel alone
+        if not self._objective.has_instances:  # classes depend on each pixel alone
             y, x, side = window
             return self._objective.targets(resize_labels(prepared.labels[y : y + side, x : x + side], (size, size)))
         region, (top, left) = labels_around(prepared.labels, prepared.boxes, window, size)

@@ -21,6 +21,7 @@ from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.images.read import read_image
 from dinocell.labels.cells import cell_boxes, equivalent_diameters, find_cells, renumber
 from dinocell.labels.files import read_labels
+from dinocell.objectives import build_objective
 from dinocell.predict.placement import content_size, fit_labels, fit_plane, mirrored, padding
 
 MOST_ENLARGED = 4.0
@@ -80,7 +81,8 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
     _same_size(item, gray.shape, truth.shape, "mask", item.mask)
     if config.data.label_pieces:
         truth = ndimage.label(truth > 0, structure=np.ones((3, 3)))[0].astype(np.int32)
-    if config.objective.kind != "semantic":  # there the numbers are classes and must stay
+    has_instances = build_objective(config.objective).has_instances  # else the numbers are classes and must stay
+    if has_instances:
         truth, _ = renumber(truth)
     ignore = None
     if item.ignore is not None:
@@ -106,7 +108,7 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
     else:
         image, labels = fit_plane(preprocess_plane(gray, config.preprocess), size, fit), fit_labels(truth, size, fit)
         ignore = _or(None if ignore is None else fit_labels(ignore, size, fit), padding(shape2(truth), size, fit))
-    if labels is not truth and config.objective.kind != "semantic":
+    if labels is not truth and has_instances:
         labels, _ = renumber(labels)
     return PreparedImage(
         image=image,

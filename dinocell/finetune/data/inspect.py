@@ -85,14 +85,15 @@ def inspect_datasets(config: FinetuneConfig, out: Path) -> Path:
     # What cannot be read was reported when it was met.
     found += [f"{part.info.name}: {reason}" for part in parts for reason in part.store.bad.values()]
     names = ", ".join(part.info.name for part in parts)
-    report = Report(f"Inspection of {names}", f"crops of {config.crop_size} px · objective {config.objective.kind}")
+    objective = build_objective(config.objective)
+    report = Report(f"Inspection of {names}", f"crops of {config.crop_size} px · objective {objective.name}")
     _overview(report, parts, found)
     _distributions(report, parts, config)
     shown = [part for part in parts if part.facts]
     for part in shown:
         _images(report, part)
-        _crops(report, part, config)
-    if config.objective.kind == "flows":
+        _crops(report, part, config, objective)
+    if objective.vector_maps:
         report.gallery([(flow_wheel(160), "the colour of each direction")])
     path = report.write(out)
     log.info(f"written: {path}")
@@ -130,7 +131,7 @@ def part_problems(part: Part, config: FinetuneConfig) -> list[str]:
         part.facts,
         crop_size=config.crop_size,
         pixels_per_patch=config.backbone.patch_size * config.crop_size / config.network_size,
-        instances=config.objective.kind != "semantic",
+        instances=build_objective(config.objective).has_instances,
     )
 
 
@@ -230,12 +231,11 @@ def _images(report: Report, part: Part) -> None:
     report.gallery(pictures, "Each cell has an outline of its own colour; outlines must lie on the edges of cells.")
 
 
-def _crops(report: Report, part: Part, config: FinetuneConfig) -> None:
+def _crops(report: Report, part: Part, config: FinetuneConfig, objective: Objective) -> None:
     report.heading("Crops as training sees them", 3)
-    objective = build_objective(config.objective)
     order = SampleOrder([0] * len(part.store), "proportional", config.seed)
     dataset = CropDataset(part.store, order, objective, config)
-    report.text(_legend(config, part))
+    report.text(_legend(config, objective, part))
     rows: list[tuple[str, NDArray[np.generic]]] = []
     samples = []
     for k in range(SHOWN_CROPS):
@@ -250,31 +250,21 @@ def _crops(report: Report, part: Part, config: FinetuneConfig) -> None:
     report.image(_jpeg(crops, crops.shape[1]))
 
 
-def _legend(config: FinetuneConfig, part: Part) -> str:
+def _legend(config: FinetuneConfig, objective: Objective, part: Part) -> str:
     crops = f"Random crops of {config.crop_size} px, augmented as in training, with the maps the network is to predict"
     if part.facts[0].complete and not any(item.ignore for item in part.store.items):
         weights = "Every pixel has the same weight in the loss."
     else:
         weights = "Loss weight: white 1, dark where nothing is labelled, black 0 where it is ignored."
-    match config.objective.kind:
-        case "flows":
-            return (
-                f"{crops}: the flow, which points to the cell's centre (its colour is the direction, as in the wheel "
-                f"below), and whether a pixel belongs to a cell. {weights}"
-            )
-        case "distance":
-            return f"{crops}: the distance to the cell's border, 1 (white) in the middle of every cell. {weights}"
-        case "semantic":
-            return f"{crops}: cell or background, or one map for each class. {weights}"
+    wheel = " The colour of a flow is its direction, as in the wheel below." if objective.vector_maps else ""
+    return f"{crops}: {objective.describe()}.{wheel} {weights}"
 
 
 def crop_pictures(sample: Sample, objective: Objective, weighted: bool) -> Mapping[str, NDArray[np.generic]]:
-    """Title → picture: the crop, its targets (flows as colours), and its loss weights where they differ."""
+    """Title → thumbnail: the crop, its targets (flows as colours), and its loss weights where they differ."""
     pictures: dict[str, NDArray[np.generic]] = {"crop": sample.image}
-    maps = dict(zip(objective.channels, sample.target, strict=True))
-    if "flow_y" in maps:
-        pictures["flow"] = flow_colours(np.stack([maps.pop("flow_y"), maps.pop("flow_x")]))
-    pictures |= {name.replace("_", " "): _gray(values) for name, values in maps.items()}
+    for title, values in objective.figures(sample.target).items():
+        pictures[title] = flow_colours(values) if values.ndim == 3 else _gray(values)
     if weighted:
         pictures["loss weight"] = _gray(sample.weight)
     return pictures

@@ -68,7 +68,7 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
     notes: tuple[str, ...] = ()
     sizes = CellSizes()
     if config.data.check_images:
-        notes, check = _check(store, config)
+        notes, check = _check(store, config, objective)
         sizes = check.sizes
     names = sorted({item.dataset.name for item in items})
     warning = other_split(config, names)
@@ -111,13 +111,13 @@ def open_items(config: FinetuneConfig, split: Split) -> list[LabelledItem]:
     return items
 
 
-def _check(store: ImageStore, config: FinetuneConfig) -> tuple[tuple[str, ...], DataCheck]:
+def _check(store: ImageStore, config: FinetuneConfig, objective: Objective) -> tuple[tuple[str, ...], DataCheck]:
     check = check_training_data(
         store,
         config.data.check_images,
         crop_size=config.crop_size,
         pixels_per_patch=config.backbone.patch_size * config.crop_size / config.network_size,
-        instances=config.objective.kind != "semantic",
+        instances=objective.has_instances,
     )
     for line in check.summary:
         log.info(line)

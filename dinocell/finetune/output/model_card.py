@@ -21,7 +21,7 @@ from dinocell.finetune.validate.tuning import Tuning, tuned_fields
 from dinocell.finetune.validate.validator import Validation
 from dinocell.models import SegmentationModel, save_model
 from dinocell.models.packaged import find_model
-from dinocell.objectives import ObjectiveConfig
+from dinocell.objectives import ObjectiveConfig, build_objective
 
 CARD_NAME = "MODEL_CARD.md"
 LIMITS = (
@@ -86,7 +86,7 @@ def write_model_folder(
         "views": config.validate.views or 1,
         "fit": config.fit,
         # Trained on images brought to one size of cells, a model wants to be shown such images.
-        "rescale": "auto" if config.data.rescales and config.objective.kind == "flows" else "own",
+        "rescale": "auto" if config.data.rescales and build_objective(config.objective).cell_check else "own",
         "training": {
             "step": step,
             "min_diameter": config.data.min_diameter,
@@ -138,7 +138,7 @@ def card_text(
     lines = [
         "# DINOCell model",
         "",
-        f"{network}, {parameters:.1f} M parameters, objective `{config.objective.kind}`.",
+        f"{network}, {parameters:.1f} M parameters, objective `{build_objective(config.objective).name}`.",
         f"Input: crops of {model.crop_size} px, resized to {model.input_size} px, with {config.overlap} px of overlap.",
         "",
         "```",

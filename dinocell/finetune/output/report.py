@@ -18,6 +18,7 @@ from dinocell.finetune.validate.validator import SCORES, ImageResult, Validation
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.read import read_image
 from dinocell.metrics import SemanticScores, pool_semantic
+from dinocell.objectives import build_objective
 from dinocell.report.html import Report
 from dinocell.report.overlays import error_map, overlay, panel
 from dinocell.training.progress import read_metrics
@@ -94,7 +95,8 @@ def write_report(
         read_metrics(run_dir / "metrics.jsonl", "train"),
         read_metrics(run_dir / "metrics.jsonl", "val"),
     )
-    report = Report("Fine-tuning", f"{run_dir.name} · {config.backbone.arch} · objective {config.objective.kind}")
+    objective = build_objective(config.objective)
+    report = Report("Fine-tuning", f"{run_dir.name} · {config.backbone.arch} · objective {objective.name}")
     if validation is not None and validation.results:
         report.figures({name: f"{validation.metrics()[name]:.3f}" for name in SCORES})
     report.heading("What happened")
@@ -189,11 +191,8 @@ def _classes(report: Report, images: Sequence[SemanticScores]) -> None:
 def _tuning(report: Report, tuning: Tuning) -> None:
     """The grid that was tried: for each pair of the first two settings, the best score over the others."""
     report.heading("Decoding")
-    unchecked = (
-        "The curve of scores above is without the flow check, which is chosen only here. "
-        if tuning.recipe.kind == "flows"
-        else ""
-    )
+    check = build_objective(tuning.recipe).cell_check
+    unchecked = f"The curve of scores above is without the {check}, which is chosen only here. " if check else ""
     report.text(
         f"{tuning.sentence()}. {unchecked}Scores on the val split are a little optimistic after such a choice; the "
         "test split has no part in it."

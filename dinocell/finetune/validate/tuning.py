@@ -16,18 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.validate.validator import Validator, decode, evenly, image_score
+from dinocell.finetune.validate.validator import Validator, evenly, image_score
 from dinocell.labels.cells import keep_cells
 from dinocell.metrics import score_image
 from dinocell.models import SegmentationModel
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.training import distributed
 
-GRIDS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "flows": {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "flow_error": (0.0, 0.4, 0.8, 1.2)},
-    "distance": {"marker_threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "mask_threshold": (0.05, 0.1, 0.2)},
-    "semantic": {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)},
-}
 MIN_SIZES = (15, 30, 60, 120, 240)  # px; costs next to nothing, since it only drops decoded cells
 MOST_IMAGES = 96  # of the val split, evenly picked: each is decoded a hundred times
 WORTHWHILE = 0.002  # smaller gains are chance on a small val split
@@ -89,8 +84,7 @@ class Tuning:
 
 def tuned_fields(objective: ObjectiveConfig) -> tuple[str, ...]:
     """Names of the decoding settings that are chosen on the val split."""
-    grid = GRIDS[objective.kind] if not (objective.kind == "semantic" and objective.classes > 2) else {}
-    return (*grid, "min_size")
+    return (*build_objective(objective).tuning_grid(), "min_size")
 
 
 def candidates(objective: ObjectiveConfig, small_area: float | None = None) -> list[ObjectiveConfig]:
@@ -99,22 +93,18 @@ def candidates(objective: ObjectiveConfig, small_area: float | None = None) -> l
     No smallest cell above `small_area` is tried: a few val images may gain from dropping debris and small cells alike,
     new images lose them (nuclei, a model of 200 steps that had chosen 240 px: MMA 0.47 against 0.59 with 60 px).
     """
-    names = tuned_fields(objective)
-    grid = {**GRIDS[objective.kind], "min_size": tuple(v for v in MIN_SIZES if v <= (small_area or np.inf))}
-    values = [{*grid[name], getattr(objective, name)} for name in names]
-    combinations = (dict(zip(names, c, strict=True)) for c in itertools.product(*map(sorted, values)))
-    return [
-        dataclasses.replace(objective, **c)  # type: ignore[arg-type]
-        for c in combinations
-        if objective.kind != "distance" or c["mask_threshold"] < c["marker_threshold"]
-    ]
+    sizes = tuple(size for size in MIN_SIZES if size <= (small_area or np.inf))
+    grid = {**build_objective(objective).tuning_grid(), "min_size": sizes}
+    values = [sorted({*tried, getattr(objective, name)}) for name, tried in grid.items()]
+    settings = [objective.with_values(dict(zip(grid, chosen, strict=True))) for chosen in itertools.product(*values)]
+    return [setting for setting in settings if setting is not None]
 
 
 def tuned_metric(config: FinetuneConfig) -> str:
     """The monitored metric; where the loss is monitored, which does not depend on decoding, MMA or Dice."""
     if config.validate.monitor != "loss":
         return config.validate.monitor
-    return "Dice" if config.objective.kind == "semantic" else "MMA"
+    return "MMA" if build_objective(config.objective).has_instances else "Dice"
 
 
 def tune(
@@ -163,7 +153,7 @@ def score_settings(
     for setting in settings:
         every_size = dataclasses.replace(setting, min_size=0)
         if every_size != decoded:
-            decoded, labels = every_size, decode(build_objective(every_size), maps)
+            decoded, labels = every_size, build_objective(every_size).decode_with_notes(maps).labels
         large = np.bincount(labels.ravel(), minlength=1)[1:] >= setting.min_size
         scores.append(image_score(score_image(truth, keep_cells(labels, large)), metric))
     return scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,9 +16,7 @@ from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.image_store import ImageStore, PreparedImage, truth_weights
 from dinocell.metrics import ImageScores, SemanticScores, score_image, semantic_scores
 from dinocell.models import SegmentationModel
-from dinocell.objectives import Objective, ObjectiveConfig, build_objective
-from dinocell.objectives.flows.objective import FlowsObjective
-from dinocell.objectives.semantic import SemanticObjective
+from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.placement import unfit_maps
 from dinocell.predict.runner import predict_maps
 from dinocell.predict.views import averaged
@@ -114,14 +111,12 @@ def evenly(count: int, wanted: int) -> list[int]:
 
 
 def decoding_while_training(config: FinetuneConfig) -> ObjectiveConfig:
-    """The decoding of validations before the end.
+    """Choose the decoding of validations before the end.
 
-    Where the flow check is chosen at the end, it is left out before: it drops right cells while a young network's flows
-    are still short, and would decide which model is the best.
+    Where the check of cells is chosen at the end, it is left out before: it drops right cells while a young network's
+    maps are still weak, and would decide which model is the best.
     """
-    if config.validate.tune_decoding and config.objective.kind == "flows":
-        return dataclasses.replace(config.objective, flow_error=0.0)
-    return config.objective
+    return build_objective(config.objective).without_check() if config.validate.tune_decoding else config.objective
 
 
 class Validator:
@@ -175,9 +170,8 @@ class Validator:
         if prepared is None:
             return None
         batch_size = 1 if device.type == "cpu" else self._config.train.batch_size
-        views, vectors = self._config.validate.views or 1, isinstance(self._objective, FlowsObjective)
         maps = predict_maps(
-            averaged(model, views, vectors=vectors),
+            averaged(model, self._config.validate.views or 1, vectors=self._objective.vector_maps),
             prepared.image,
             self._config.crop_size,
             self._config.overlap,
@@ -196,7 +190,9 @@ class Validator:
         if predicted is None:
             return None
         prepared, maps = predicted
-        labels = decode(build_objective(self.decoding.seen_at(prepared.rescaled)), maps)
+        # Silently: early in training the notes on huge masks would fill the log.
+        objective = build_objective(self.decoding.seen_at(prepared.rescaled))
+        labels = objective.decode_with_notes(maps).labels
         item = self._store.items[index]
         return ImageResult(
             index=index,
@@ -210,10 +206,10 @@ class Validator:
         )
 
     def _classes(self, truth: NDArray[np.int32], maps: NDArray[np.float32]) -> SemanticScores | None:
-        if not isinstance(self._objective, SemanticObjective):
+        objective = self._objective
+        if not objective.class_count:
             return None
-        known = truth > 0 if self._objective.binary else truth
-        return semantic_scores(known, self._objective.classes(maps), self.decoding.classes)
+        return semantic_scores(objective.class_truth(truth), objective.class_map(maps), objective.class_count)
 
     def _loss(self, prepared: PreparedImage, maps: NDArray[np.float32]) -> float:
         target = self._objective.targets(prepared.truth)
@@ -223,10 +219,3 @@ class Validator:
                 torch.from_numpy(maps)[None], torch.from_numpy(target)[None], torch.from_numpy(weight)[None, None]
             )
         return float(loss) if weight.any() else math.nan
-
-
-def decode(objective: Objective, maps: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Labels of raw maps, silently: early in training the warnings of huge masks would fill the log."""
-    if isinstance(objective, FlowsObjective):
-        return objective.decode_with_report(maps)[0]
-    return objective.decode(maps)

@@ -7,7 +7,8 @@ docs/objectives.md says where the algorithms differ and why.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from torch import Tensor
 from dinocell.core import log
 from dinocell.labels.cells import Cells, measure_cells
 from dinocell.labels.regions import fill_holes
-from dinocell.objectives.base import Array, Frame, Labels, ObjectiveConfig, turn, weighted_mean
+from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, ObjectiveConfig, weighted_mean
 from dinocell.objectives.flows import walk
 from dinocell.objectives.flows.seeds import label_sinks
 from dinocell.objectives.flows.targets import Variant, flow_errors, masks_to_flows
@@ -154,29 +155,44 @@ def flows_to_masks(
 def announce(report: DecodeReport, max_size_fraction: float) -> None:
     """Logs the report, and prints one line that names the masks dropped for their size, if there are any."""
     logger.info("%s", report)
-    if report.too_large:
-        boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, x0, y1, x1, area in report.too_large)
-        log.warning(
-            f"dropped {len(report.too_large)} mask(s) larger than max_size_fraction={max_size_fraction:g} of the "
-            f"image: {boxes}; raise max_size_fraction to keep them"
-        )
+    for note in size_notes(report, max_size_fraction):
+        log.warning(note)
 
 
-class FlowsObjective:
+def size_notes(report: DecodeReport, max_size_fraction: float) -> tuple[str, ...]:
+    """Name the masks dropped for their size in one sentence, if there are any."""
+    if not report.too_large:
+        return ()
+    boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, x0, y1, x1, area in report.too_large)
+    note = (
+        f"dropped {len(report.too_large)} mask(s) larger than max_size_fraction={max_size_fraction:g} of the "
+        f"image: {boxes}; raise max_size_fraction to keep them"
+    )
+    return (note,)
+
+
+class FlowsObjective(Objective):
     """Flow and probability maps (paper §3.3): mean squared error on each map, summed."""
 
+    name = "flows"
     channels = ("flow_y", "flow_x", "probability")
+    vector_maps = ((0, 1),)
+    cell_check = "flow check"
 
-    def __init__(self, config: ObjectiveConfig) -> None:
-        self.config = config
+    def describe(self) -> str:
+        """Say in words what the maps are."""
+        return "the flow, which points to the cell's centre, and whether a pixel belongs to a cell"
 
     def targets(self, labels: npt.ArrayLike) -> Array:
-        """(H, W) labels → (3, H, W): dy, dx at unit length whatever `flow_scale` is, and label > 0."""
+        """Make (3, H, W) of labels (H, W): dy, dx at unit length whatever `flow_scale` is, and label > 0."""
         flows = masks_to_flows(labels, self.config.flow_variant)
         return np.concatenate([flows, (np.asarray(labels) > 0)[None]], axis=0, dtype=np.float32)
 
-    def loss(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Σ over maps of Σ(L·M)/ΣM; L squares differences from `flow_scale` × target, or is BCE on the logit."""
+    def loss_terms(self, prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Σ(L·M)/ΣM of both flow maps and of the probability.
+
+        L squares differences from `flow_scale` × target, or is BCE on the logit.
+        """
         prediction, target = prediction.float(), target.float()
         weight = weight[:, 0].float()  # [B, H, W]
         flow = (prediction[:, :2] - self.config.flow_scale * target[:, :2]).square().sum(dim=1)  # [B, H, W]
@@ -184,29 +200,26 @@ class FlowsObjective:
             cell = (prediction[:, 2] - target[:, 2]).square()
         else:
             cell = F.binary_cross_entropy_with_logits(prediction[:, 2], target[:, 2], reduction="none")
-        return weighted_mean(flow + cell, weight)
+        return {"flow": weighted_mean(flow, weight), "cell": weighted_mean(cell, weight)}
 
-    def split(self, prediction: Array) -> tuple[Array, Array]:
-        """Raw output (3, H, W) → flows (2, H, W) at unit scale and probability (H, W) in [0, 1]."""
-        flows = np.ascontiguousarray(prediction[:2], np.float32)
-        if self.config.flow_scale != 1:
-            flows = flows / np.float32(self.config.flow_scale)
-        raw = np.ascontiguousarray(prediction[2], np.float32)
+    def vectors(self, maps: Array) -> Array:
+        """Return the flows (2, H, W) at unit scale of raw maps (3, H, W)."""
+        flows = np.ascontiguousarray(maps[:2], np.float32)
+        return flows if self.config.flow_scale == 1 else flows / np.float32(self.config.flow_scale)
+
+    def cell_probability(self, maps: Array) -> Array:
+        """Compute the probability (H, W) of raw maps (3, H, W)."""
+        raw = np.ascontiguousarray(maps[2], np.float32)
         if self.config.probability_loss == "bce_with_logits":
-            return flows, torch.sigmoid(torch.from_numpy(raw)).numpy()
-        return flows, np.clip(raw, 0.0, 1.0)
+            return np.asarray(torch.sigmoid(torch.from_numpy(raw)).numpy())
+        return np.clip(raw, 0.0, 1.0)
 
-    def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
-        """Raw output (3, H, W) → labels (H, W); warns of masks dropped for their size."""
-        labels, report = self.decode_with_report(prediction, frame)
-        announce(report, self.config.max_size_fraction)
-        return labels
-
-    def decode_with_report(self, prediction: Array, frame: Frame | None = None) -> tuple[Labels, DecodeReport]:
-        """As `decode`, and says what was dropped and why."""
+    def decode_with_notes(self, prediction: Array, frame: Frame | None = None) -> Decoded:
+        """Turn raw maps (3, H, W) into labels; a note names the masks dropped for their size."""
         config = self.config
-        return decode_flows(
-            *self.split(prediction),
+        labels, report = decode_flows(
+            self.vectors(prediction),
+            self.cell_probability(prediction),
             config.threshold,
             flow_error=config.flow_error,
             max_size_fraction=config.max_size_fraction,
@@ -216,16 +229,16 @@ class FlowsObjective:
             threads=torch.get_num_threads(),
             frame=frame,
         )
+        return Decoded(labels=labels, notes=size_notes(report, config.max_size_fraction), details=str(report))
 
-    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-        """Exact targets of the flipped and turned image: pixels move and flow components change sign or place."""
-        turned = turn(target, flip_y, flip_x, rot90_k)
-        dy, dx = (-turned[0] if flip_y else turned[0]), (-turned[1] if flip_x else turned[1])
-        match rot90_k % 4:
-            case 1:
-                dy, dx = -dx, dy
-            case 2:
-                dy, dx = -dy, -dx
-            case 3:
-                dy, dx = dx, -dy
-        return np.stack([dy, dx, *turned[2:]])
+    def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
+        """Values of the threshold and of the flow check."""
+        return {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "flow_error": (0.0, 0.4, 0.8, 1.2)}
+
+    def without_check(self) -> ObjectiveConfig:
+        """Turn the flow check off."""
+        return replace(self.config, flow_error=0.0)
+
+    def cell_errors(self, maps: Array, cells: Cells) -> npt.NDArray[np.float64]:
+        """Measure the mean squared difference between each cell's own flow and the predicted one."""
+        return flow_errors(cells, self.vectors(maps), self.config.flow_variant)

@@ -17,8 +17,7 @@ from scipy import ndimage
 
 from dinocell.core import log
 from dinocell.images.mapped import copy_by_bands
-from dinocell.objectives import Frame, Objective, ObjectiveConfig, build_objective
-from dinocell.objectives.probability import cell_probability
+from dinocell.objectives import Frame, ObjectiveConfig, build_objective
 
 BLOCK = 2048
 HALO = 256
@@ -159,10 +158,11 @@ def _cut(
     # A cell cut by the rim may have been dropped for its shape: its pixels are then cells' that have no label.
     if not _loose_reach(part, labels, config, inside, inner):
         return False
-    if config.kind != "flows":
+    objective = build_objective(config)
+    if not objective.cell_check:
         return True
     # Most often these pixels are no cut cell but several whole ones, dropped: look at what was dropped.
-    keeping = dataclasses.replace(config, flow_error=0.0, min_size=0, max_size_fraction=1.0)
+    keeping = dataclasses.replace(objective.without_check(), min_size=0, max_size_fraction=1.0)
     every = _decode(part, keeping, region, size)
     return _cells_reach(every, ndimage.find_objects(every), inside, inner) or _loose_reach(
         part, every, config, inside, inner
@@ -184,7 +184,7 @@ def _loose_reach(
     inner: tuple[slice, slice],
 ) -> bool:
     """Whether connected cell pixels without a label lead from the core out of the region's inner part."""
-    loose = foreground(part, build_objective(config), config) & (labels == 0)
+    loose = build_objective(config).foreground(part) & (labels == 0)
     pieces, count = ndimage.label(loose, structure=np.ones((3, 3), bool))
     within, beyond = np.zeros(count + 1, bool), np.zeros(count + 1, bool)
     within[pieces[inside]] = True
@@ -204,9 +204,3 @@ def _inner(region: Region, size: tuple[int, int]) -> tuple[slice, slice]:
 
 def _within(box: Any, inner: tuple[slice, slice]) -> bool:
     return all(part.start >= whole.start and part.stop <= whole.stop for part, whole in zip(box, inner, strict=True))
-
-
-def foreground(maps: Float32, objective: Objective, config: ObjectiveConfig) -> NDArray[np.bool_]:
-    """Pixels (H, W) that the objective takes for cells."""
-    limit = config.mask_threshold if config.kind == "distance" else config.threshold
-    return cell_probability(maps, objective) > limit

@@ -8,7 +8,7 @@ import pytest
 from dinocell.core.config import from_dict
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.validate.tuning import Tuning, candidates, choose, score_settings
-from dinocell.finetune.validate.validator import decode, decoding_while_training, image_score
+from dinocell.finetune.validate.validator import decoding_while_training, image_score
 from dinocell.metrics import score_image
 from dinocell.objectives import ObjectiveConfig, build_objective
 
@@ -38,7 +38,9 @@ def test_grid_scores_equal_decoding_with_each_setting(kind):
     labels = disks()
     maps = raw_maps(recipe, labels)
     settings = candidates(recipe)[::7]
-    expected = [image_score(score_image(labels, decode(build_objective(s), maps)), "SEG") for s in settings]
+    expected = [
+        image_score(score_image(labels, build_objective(s).decode_with_notes(maps).labels), "SEG") for s in settings
+    ]
     assert score_settings(maps, labels, settings, "SEG") == expected
 
 
