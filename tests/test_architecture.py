@@ -169,6 +169,36 @@ def test_no_package_hides_a_module_of_its_own(repository: Path) -> None:
     assert found == []
 
 
+def test_nobody_but_the_objectives_asks_for_their_kind(repository: Path) -> None:
+    """A new objective is one file: others ask it what they need to know, never which one it is."""
+    found = []
+    for file in library(repository):
+        if room_of(file, repository) == "objectives":
+            continue
+        tree, uses = ast.parse(file.read_text(encoding="utf-8")), set(imports(file))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        asked = [name for name in names if name.endswith("Objective") and name != "Objective"]
+        if any(within(name, "dinocell.objectives") for name in uses):
+            asked += [ast.unparse(node) for node in ast.walk(tree) if is_kind(node)]
+        found += [(file.relative_to(repository).as_posix(), what) for what in asked]
+    assert found == []
+
+
+def is_kind(node: ast.AST) -> bool:
+    """Whether code reads `.kind` of anything but a number type or a decoder, or tests for an objective's class."""
+    if isinstance(node, ast.Attribute) and node.attr == "kind":
+        return not ast.unparse(node.value).endswith(("dtype", "decoder"))
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and "Objective" in ast.unparse(node)
+
+
+def test_the_objectives_form_no_circle(repository: Path) -> None:
+    """base.py knows no objective; build.py knows all of them."""
+    folder = repository / "dinocell" / "objectives"
+    assert not [name for name in imports(folder / "base.py") if within(name, "dinocell.objectives")]
+    for file in {*folder.rglob("*.py")} - {folder / "__init__.py"}:
+        assert not any(within(name, "dinocell.objectives.build") for name in imports(file)), file
+
+
 @pytest.mark.parametrize("folder", SCRIPTS)
 def test_scripts_are_thin_and_no_packages(folder: str, repository: Path) -> None:
     assert not (repository / folder / "__init__.py").exists()

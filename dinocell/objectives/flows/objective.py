@@ -65,9 +65,9 @@ def decode_flows(
     threads: int = 1,
     frame: Frame | None = None,
 ) -> tuple[Labels, DecodeReport]:
-    """As `flows_to_masks`, and says what was dropped and why.
+    """Decode as `flows_to_masks` does, and report what was dropped and why.
 
-    `frame` says where the maps lie in a larger image, so that a part decodes as the whole does.
+    `frame` is the position of the maps in a larger image, so that a part decodes as the whole does.
     """
     flows = np.ascontiguousarray(flows, np.float32)
     probability = np.ascontiguousarray(probability, np.float32)
@@ -77,7 +77,8 @@ def decode_flows(
     count, inside = label_sinks(labels)
     cells = measure_cells(labels, count)
     unassigned = inside - int(cells.areas.sum())
-    large = cells.areas > max_size_fraction * labels.size
+    whole = labels.size if frame is None else frame.height * frame.width
+    large = cells.areas > max_size_fraction * whole
     too_large = _describe(cells, large)
     cells = cells.without(large)
     inconsistent: tuple[tuple[int, ...], ...] = ()

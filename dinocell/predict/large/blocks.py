@@ -41,10 +41,6 @@ class Region:
     def slices(self) -> tuple[slice, slice]:
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
-    @property
-    def area(self) -> int:
-        return (self.y1 - self.y0) * (self.x1 - self.x0)
-
     def grown(self, by: int, size: tuple[int, int]) -> Region:
         """The region with a border of `by` pixels, cut to the image."""
         return Region(
@@ -133,10 +129,9 @@ def _read(maps: Any, region: Region) -> Float32:
 
 
 def _decode(part: Float32, config: ObjectiveConfig, region: Region, size: tuple[int, int]) -> NDArray[np.int32]:
-    """Labels of a region, with the size limit of the whole image."""
-    fraction = min(1.0, config.max_size_fraction * size[0] * size[1] / region.area)
-    objective = build_objective(dataclasses.replace(config, max_size_fraction=fraction))
-    return objective.decode(part, Frame(y=region.y0, x=region.x0, height=size[0], width=size[1]))
+    """Labels of a region, as they are in the whole image."""
+    frame = Frame(y=region.y0, x=region.x0, height=size[0], width=size[1])
+    return build_objective(config).decode(part, frame)
 
 
 def _cut(
