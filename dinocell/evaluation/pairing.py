@@ -1,7 +1,7 @@
 """Find the prediction, and the ignore image, that belong to each label image: by name, never by order.
 
-Names are compared without extension and without what tools append to them (`_labels`, `_masks`, `_cp_masks`, `_seg`),
-and without the folders of a prepared data set (`train`, `test`, `masks`, …). What finds no partner is named.
+Names are compared without extension, without what tools append to them (`images.listing.LABEL_ENDINGS`), and without
+the folders of a prepared dataset (`train`, `test`, `masks`, …). What finds no partner is named.
 """
 
 import difflib
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dinocell.core.errors import ConfigError, DataError
+from dinocell.images.listing import LABEL_ENDINGS, label_ending, plain_stem
 
 LABEL_EXTENSIONS = (".tif", ".tiff", ".png", ".npy", ".bmp")
-LABEL_SUFFIXES = ("_cp_masks", "_masks", "_labels", "_seg", "_mask", "_label")
 _LAYOUT_FOLDERS = frozenset(
     {"train", "val", "test", "images", "masks", "labels", "ignore", "predictions", "labelsTr", "labelsTs"}
 )
@@ -44,12 +44,10 @@ class Pairing:
 
 def bare_stem(path: Path) -> str:
     """File name without extension (also `.ome.tif`) and without the endings of label images."""
-    stem = path.stem.removesuffix(".ome")
-    while True:
-        ending = next((s for s in LABEL_SUFFIXES if stem.lower().endswith(s) and len(stem) > len(s)), None)
-        if ending is None:
-            return stem
+    stem = plain_stem(path)
+    while (ending := label_ending(stem)) is not None and len(stem) > len(ending):
         stem = stem[: -len(ending)]
+    return stem
 
 
 def list_label_files(folder: Path, role: str = "labels") -> tuple[list[LabelFile], list[str]]:
@@ -140,7 +138,7 @@ def _choose(title: str, files: list[LabelFile]) -> tuple[LabelFile, list[str]]:
     def rank(file: LabelFile) -> tuple[int, int, str]:
         ending = _ending(file.path)
         extension = LABEL_EXTENSIONS.index(file.path.suffix.lower())
-        return len(LABEL_SUFFIXES) if ending is None else LABEL_SUFFIXES.index(ending), extension, str(file.path)
+        return len(LABEL_ENDINGS) if ending is None else LABEL_ENDINGS.index(ending), extension, str(file.path)
 
     ordered = sorted(files, key=rank)
     marked = [file for file in ordered if _ending(file.path) is not None]
@@ -153,8 +151,7 @@ def _choose(title: str, files: list[LabelFile]) -> tuple[LabelFile, list[str]]:
 
 def _ending(path: Path) -> str | None:
     """The ending of label images that the file's name has, if any."""
-    stem = path.stem.lower().removesuffix(".ome")
-    return next((suffix for suffix in LABEL_SUFFIXES if stem.endswith(suffix)), None)
+    return label_ending(plain_stem(path))
 
 
 def _hint(label: LabelFile, spare: list[LabelFile]) -> str:

@@ -26,7 +26,7 @@ from dinocell.images.listing import list_images
 from dinocell.images.planes import Plane, count_planes, iter_planes, open_image
 from dinocell.predict.large.work_folder import KeptScratch
 from dinocell.segmentation.job import Job
-from dinocell.segmentation.naming import unique_stems, without_results
+from dinocell.segmentation.naming import unique_stems
 from dinocell.segmentation.notes import Severity, severity_of, tell
 from dinocell.segmentation.options import SegmentKwargs, SegmentOptions
 from dinocell.segmentation.outputs.format import Format
@@ -126,7 +126,7 @@ def run(
     formats, options = check_formats(save), (options or SegmentOptions()).changed(changes)
     if any(one.needs_embeddings for one in formats):
         options = options.changed({"embeddings": True})
-    files = _files(inputs)
+    files = image_files(inputs)
     if not isinstance(model, Segmenter):
         model = Segmenter(model, device=device, precision=precision, batch_size=batch_size, views=views)
     options.decoding(model.objective)  # an impossible threshold is an error of the command, not of every image
@@ -146,16 +146,12 @@ def run(
 
 
 def image_files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files that `run` would segment.
+    """List the files that `run` would segment.
 
     Raises:
         ConfigError: there are none.
     """
-    return _files(inputs)
-
-
-def _files(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    files = without_results(list_images(inputs), [Path(entry) for entry in inputs])
+    files = list_images(inputs)
     if not files:
         raise ConfigError(f"{', '.join(os.fspath(entry) for entry in inputs)}: no images there")
     return files

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from dinocell.core.errors import ConfigError, DataError
+from dinocell.core.errors import DataError
 from dinocell.images.gray.channels import planes, to_gray
 from dinocell.images.image import ImageFile
-from dinocell.images.listing import list_images
 from dinocell.images.read import read_image, read_series
 
 RNG = np.random.default_rng(0)
@@ -244,29 +243,3 @@ def test_combined_shows_every_channel_whatever_its_exposure() -> None:
     combined = to_gray(np.stack([dim, bright]), "CYX")
     assert combined[15, 15] == combined[35, 35] > 0
     assert combined[0, 0] == 0
-
-
-def test_list_images_skips_masks_and_hidden_files(tmp_path: Path) -> None:
-    for name in (
-        "b.png",
-        "a.tif",
-        "a_mask.png",
-        "x_cp_masks.tif",
-        ".hidden.png",
-        "notes.txt",
-        "masks/a.png",
-        "sub/c.jpg",
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    found = [str(path.relative_to(tmp_path)) for path in list_images([tmp_path])]
-    assert found == ["a.tif", "b.png", "sub/c.jpg"]
-    assert list_images([tmp_path / "a_mask.png", tmp_path / "*.png"])[0].name == "a_mask.png"
-    assert [path.name for path in list_images([tmp_path / "*.[pt]*"])] == [
-        "a.tif",
-        "a_mask.png",
-        "b.png",
-        "x_cp_masks.tif",
-    ]  # no notes.txt
-    with pytest.raises(ConfigError, match="no such file, folder or pattern"):
-        list_images([tmp_path / "nothing*"])

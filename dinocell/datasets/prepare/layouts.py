@@ -19,7 +19,7 @@ from dinocell.datasets.prepare import coco, published
 from dinocell.datasets.prepare.cellpose import read_seg_masks
 from dinocell.datasets.prepare.common import Found, Labels, Mask, Pair, Refusal, merge_masks
 from dinocell.datasets.prepare.config import PrepareConfig
-from dinocell.images.listing import SUFFIXES
+from dinocell.images.listing import LABEL_ENDINGS, SUFFIXES
 from dinocell.images.read import read_image
 from dinocell.images.readers.tiff import TIFFS
 from dinocell.labels.files import read_labels
@@ -155,8 +155,8 @@ def _by_stem(root: Path) -> Iterator[tuple[Path, Path | None]]:
         )
         stems = {file.stem: file for file in _files(masks, "*")} if masks else {}
         for image in _files(folder, "*"):
-            endings = ("", "_mask", "_masks", "_label", "_labels", "_cp_masks")
-            yield image, next((stems[image.stem + end] for end in endings if image.stem + end in stems), None)
+            names = [image.stem + ending for ending in ("", *LABEL_ENDINGS)]
+            yield image, next((stems[name] for name in names if name in stems), None)
 
 
 def _ctc(root: Path) -> Iterator[tuple[Path, Path]]:
