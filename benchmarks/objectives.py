@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,9 @@ from scipy.spatial import cKDTree
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dinocell.labels.files import read_labels
+from dinocell.objectives import ObjectiveConfig
 from dinocell.objectives.flows.objective import decode_flows
-from dinocell.objectives.flows.targets import masks_to_flows
+from dinocell.objectives.flows.targets import Variant, masks_to_flows
 
 PEER = Path(__file__).parent / "peers" / "objectives_cellpose.py"
 SPACING = 34  # px between cell centres: 900 cells in 1024²
@@ -173,15 +174,16 @@ def memory(size: int) -> dict[str, Any]:
     probability = (labels > 0).astype(np.float32)
     small = labels[:128, :128].copy()
     result: dict[str, Any] = {"size": size}
-    for variant in ("cellpose", "leak_free"):
-        decode_flows(masks_to_flows(small, variant), small > 0, variant=variant)
+    for variant in get_args(Variant):
+        config = ObjectiveConfig(flow_variant=variant)
+        decode_flows(masks_to_flows(small, variant), small > 0, config)
         Path("/proc/self/clear_refs").write_text("5")
         before = resident_peak()
         flows = masks_to_flows(labels, variant)
         result[f"target_{variant}"] = (resident_peak() - before - flows.nbytes) / labels.size
         Path("/proc/self/clear_refs").write_text("5")
         before = resident_peak()
-        masks, _ = decode_flows(flows, probability, variant=variant)
+        masks, _ = decode_flows(flows, probability, config)
         result[f"decode_{variant}"] = (resident_peak() - before - masks.nbytes) / labels.size
     return result
 

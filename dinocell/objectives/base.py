@@ -56,6 +56,13 @@ class Decoded:
     notes: tuple[str, ...] = ()
     details: str = ""
 
+    def announce(self, logger: logging.Logger) -> None:
+        """Log the details and print the notes as warnings."""
+        if self.details:
+            logger.info("%s", self.details)
+        for note in self.notes:
+            log.warning(note)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -192,10 +199,7 @@ class Objective(ABC):
     def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
         """Turn raw maps (K, H, W) into labels (H, W) int32 as `decode_with_notes` does, and print its notes."""
         decoded = self.decode_with_notes(prediction, frame)
-        if decoded.details:
-            logging.getLogger(type(self).__module__).info("%s", decoded.details)
-        for note in decoded.notes:
-            log.warning(note)
+        decoded.announce(logging.getLogger(type(self).__module__))
         return decoded.labels
 
     @abstractmethod

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinocell.core import log
 from dinocell.labels.cells import Cells, measure_cells
 from dinocell.labels.regions import fill_holes
 from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, ObjectiveConfig, weighted_mean
@@ -29,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeReport:
-    """What decoding kept and what it dropped, in the order of its checks.
+    """Account of what decoding kept and dropped, in the order of its checks.
 
     Attributes:
         cells: cells in the result.
-        too_large: (y0, x0, y1, x1, pixels) of each mask dropped for its size.
-        inconsistent: (y0, x0, y1, x1, pixels) of each mask dropped for its flow error.
+        too_large: (y0, x0, y1, x1, pixels), in the whole image, of each mask dropped for its size.
+        inconsistent: the same of each mask dropped for its flow error.
         too_small: masks under `min_size`.
         unassigned: pixels above the threshold whose sink gathered too few pixels for a seed.
     """
@@ -55,39 +54,43 @@ class DecodeReport:
 def decode_flows(
     flows: npt.ArrayLike,
     probability: npt.ArrayLike,
-    threshold: float = 0.5,
+    config: ObjectiveConfig | None = None,
     *,
-    flow_error: float = 0.4,
-    max_size_fraction: float = 0.4,
-    min_size: int = 15,
-    max_steps: int = walk.MAX_STEPS,
-    variant: Variant = "cellpose",
     threads: int = 1,
     frame: Frame | None = None,
 ) -> tuple[Labels, DecodeReport]:
-    """Decode as `flows_to_masks` does, and report what was dropped and why.
+    """Decode as `flows_to_masks` does, with the settings of a recipe, and report what was dropped and why.
 
-    `frame` is the position of the maps in a larger image, so that a part decodes as the whole does.
+    Args:
+        flows: (2, H, W) dy then dx at unit scale, any float dtype.
+        probability: (H, W) in [0, 1].
+        config: thresholds, limits and target variant; default: those of the recipes.
+        threads: threads that share rows and cells.
+        frame: position of the maps in a larger image, so that a part decodes as the whole does.
+
+    Raises:
+        ValueError: shapes that do not belong together.
     """
+    config = config or ObjectiveConfig()
     flows = np.ascontiguousarray(flows, np.float32)
     probability = np.ascontiguousarray(probability, np.float32)
     if flows.shape != (2, *probability.shape) or probability.ndim != 2:
         raise ValueError(f"flows must be (2, H, W) and probability (H, W), got {flows.shape} and {probability.shape}")
-    labels = walk.end_points(flows, probability, threshold, max_steps, threads, frame)
+    labels = walk.end_points(flows, probability, config.threshold, config.max_steps, threads, frame)
     count, inside = label_sinks(labels)
     cells = measure_cells(labels, count)
     unassigned = inside - int(cells.areas.sum())
-    whole = labels.size if frame is None else frame.height * frame.width
-    large = cells.areas > max_size_fraction * whole
-    too_large = _describe(cells, large)
+    frame = frame or Frame(y=0, x=0, height=labels.shape[0], width=labels.shape[1])
+    large = cells.areas > config.max_size_fraction * frame.height * frame.width
+    too_large = _describe(cells, large, frame)
     cells = cells.without(large)
     inconsistent: tuple[tuple[int, ...], ...] = ()
-    if flow_error > 0:
-        bad = flow_errors(cells, flows, variant, threads) > flow_error
-        inconsistent = _describe(cells, bad)
+    if config.flow_error > 0:
+        bad = flow_errors(cells, flows, config.flow_variant, threads) > config.flow_error
+        inconsistent = _describe(cells, bad, frame)
         cells = cells.without(bad)
     areas = cells.areas + fill_holes(labels)[cells.numbers]
-    small = areas < min_size
+    small = areas < config.min_size
     cells = cells.without(small)
     report = DecodeReport(
         cells=len(cells.numbers),
@@ -99,8 +102,9 @@ def decode_flows(
     return labels, report
 
 
-def _describe(cells: Cells, chosen: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
-    rows = np.concatenate([cells.boxes[chosen], cells.areas[chosen, None]], axis=1)
+def _describe(cells: Cells, chosen: npt.NDArray[np.bool_], frame: Frame) -> tuple[tuple[int, ...], ...]:
+    boxes = cells.boxes[chosen] + [frame.y, frame.x, frame.y, frame.x]
+    rows = np.concatenate([boxes, cells.areas[chosen, None]], axis=1)
     return tuple(tuple(int(value) for value in row) for row in rows)
 
 
@@ -116,7 +120,7 @@ def flows_to_masks(
     variant: Variant = "cellpose",
     threads: int = 1,
 ) -> Labels:
-    """Decodes flows into labels.
+    """Decode flows into labels.
 
     Masks dropped for their size are named in a warning; everything else dropped is counted in an INFO record of the
     logger `dinocell.objectives.flows.objective`, and returned by `decode_flows`.
@@ -136,40 +140,33 @@ def flows_to_masks(
         (H, W) int32 labels 1…n without gaps, 0 = background.
 
     Raises:
+        ConfigError: a threshold or limit out of its bounds.
         ValueError: shapes that do not belong together.
     """
-    labels, report = decode_flows(
-        flows,
-        probability,
-        threshold,
+    config = ObjectiveConfig(
+        threshold=threshold,
         flow_error=flow_error,
         max_size_fraction=max_size_fraction,
         min_size=min_size,
         max_steps=max_steps,
-        variant=variant,
-        threads=threads,
+        flow_variant=variant,
     )
-    announce(report, max_size_fraction)
-    return labels
+    decoded = _with_notes(*decode_flows(flows, probability, config, threads=threads), config)
+    decoded.announce(logger)
+    return decoded.labels
 
 
-def announce(report: DecodeReport, max_size_fraction: float) -> None:
-    """Logs the report, and prints one line that names the masks dropped for their size, if there are any."""
-    logger.info("%s", report)
-    for note in size_notes(report, max_size_fraction):
-        log.warning(note)
-
-
-def size_notes(report: DecodeReport, max_size_fraction: float) -> tuple[str, ...]:
-    """Name the masks dropped for their size in one sentence, if there are any."""
+def _with_notes(labels: Labels, report: DecodeReport, config: ObjectiveConfig) -> Decoded:
+    """Labels with one sentence that names the masks dropped for their size, if there are any."""
     if not report.too_large:
-        return ()
+        return Decoded(labels=labels, details=str(report))
+    count = len(report.too_large)
     boxes = ", ".join(f"y {y0}:{y1} x {x0}:{x1} ({area} px)" for y0, x0, y1, x1, area in report.too_large)
     note = (
-        f"dropped {len(report.too_large)} mask(s) larger than max_size_fraction={max_size_fraction:g} of the "
-        f"image: {boxes}; raise max_size_fraction to keep them"
+        f"dropped {count} cell{'s' if count > 1 else ''} larger than {config.max_size_fraction:.3g} of the image: "
+        f"{boxes}; raise max_size_fraction to keep {'them' if count > 1 else 'it'}"
     )
-    return (note,)
+    return Decoded(labels=labels, notes=(note,), details=str(report))
 
 
 class FlowsObjective(Objective):
@@ -217,20 +214,9 @@ class FlowsObjective(Objective):
 
     def decode_with_notes(self, prediction: Array, frame: Frame | None = None) -> Decoded:
         """Turn raw maps (3, H, W) into labels; a note names the masks dropped for their size."""
-        config = self.config
-        labels, report = decode_flows(
-            self.vectors(prediction),
-            self.cell_probability(prediction),
-            config.threshold,
-            flow_error=config.flow_error,
-            max_size_fraction=config.max_size_fraction,
-            min_size=config.min_size,
-            max_steps=config.max_steps,
-            variant=config.flow_variant,
-            threads=torch.get_num_threads(),
-            frame=frame,
-        )
-        return Decoded(labels=labels, notes=size_notes(report, config.max_size_fraction), details=str(report))
+        flows, probability = self.vectors(prediction), self.cell_probability(prediction)
+        labels, report = decode_flows(flows, probability, self.config, threads=torch.get_num_threads(), frame=frame)
+        return _with_notes(labels, report, self.config)
 
     def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
         """Values of the threshold and of the flow check."""

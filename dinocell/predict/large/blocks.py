@@ -8,6 +8,7 @@ and the block decoded again. So no cell is cut, found twice or lost, and nothing
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,9 @@ from scipy import ndimage
 
 from dinocell.core import log
 from dinocell.images.mapped import copy_by_bands
-from dinocell.objectives import Frame, ObjectiveConfig, build_objective
+from dinocell.objectives import Decoded, Frame, Objective, ObjectiveConfig, build_objective
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 2048
 HALO = 256
@@ -83,8 +86,9 @@ def decode_blocks(
         The number of cells so far, after each block.
     """
     size = (labels.shape[0], labels.shape[1])
+    objective = build_objective(config)
     for core in split_blocks(size, block)[first:]:
-        for y, x, mask in _decode_core(maps, config, core, size, halo, max_halo):
+        for y, x, mask in _decode_core(maps, objective, core, size, halo, max_halo):
             window = labels[y : y + mask.shape[0], x : x + mask.shape[1]]
             free = mask & (window == 0)
             if free.any():
@@ -94,15 +98,15 @@ def decode_blocks(
 
 
 def _decode_core(
-    maps: Any, config: ObjectiveConfig, core: Region, size: tuple[int, int], halo: int, max_halo: int
+    maps: Any, objective: Objective, core: Region, size: tuple[int, int], halo: int, max_halo: int
 ) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
-    """(top, left, mask) of each cell whose first pixel lies in the core."""
+    """Yield (top, left, mask) of each cell whose first pixel is in the core."""
     while True:
         region = core.grown(halo, size)
         part = _read(maps, region)
-        labels = _decode(part, config, region, size)
-        boxes = ndimage.find_objects(labels)
-        if not _cut(labels, boxes, part, config, core, region, size):
+        decoded = _decode(part, objective, region, size)
+        labels, boxes = decoded.labels, ndimage.find_objects(decoded.labels)
+        if not _cut(labels, boxes, part, objective, core, region, size):
             break
         if halo >= max_halo:
             log.warning(
@@ -110,6 +114,7 @@ def _decode_core(
             )
             break
         halo *= 2
+    decoded.announce(logger)
     for number, box in enumerate(boxes, start=1):
         mask = labels[box] == number
         top, left = region.y0 + box[0].start, region.x0 + box[1].start
@@ -128,17 +133,16 @@ def _read(maps: Any, region: Region) -> Float32:
     return part
 
 
-def _decode(part: Float32, config: ObjectiveConfig, region: Region, size: tuple[int, int]) -> NDArray[np.int32]:
-    """Labels of a region, as they are in the whole image."""
-    frame = Frame(y=region.y0, x=region.x0, height=size[0], width=size[1])
-    return build_objective(config).decode(part, frame)
+def _decode(part: Float32, objective: Objective, region: Region, size: tuple[int, int]) -> Decoded:
+    """Decode a region as it is in the whole image."""
+    return objective.decode_with_notes(part, Frame(y=region.y0, x=region.x0, height=size[0], width=size[1]))
 
 
 def _cut(
     labels: NDArray[np.int32],
     boxes: list[Any],
     part: Float32,
-    config: ObjectiveConfig,
+    objective: Objective,
     core: Region,
     region: Region,
     size: tuple[int, int],
@@ -151,16 +155,15 @@ def _cut(
     if _cells_reach(labels, boxes, inside, inner):
         return True
     # A cell cut by the rim may have been dropped for its shape: its pixels are then cells' that have no label.
-    if not _loose_reach(part, labels, config, inside, inner):
+    if not _loose_reach(part, labels, objective, inside, inner):
         return False
-    objective = build_objective(config)
     if not objective.cell_check:
         return True
     # Most often these pixels are no cut cell but several whole ones, dropped: look at what was dropped.
     keeping = dataclasses.replace(objective.without_check(), min_size=0, max_size_fraction=1.0)
-    every = _decode(part, keeping, region, size)
+    every = _decode(part, build_objective(keeping), region, size).labels
     return _cells_reach(every, ndimage.find_objects(every), inside, inner) or _loose_reach(
-        part, every, config, inside, inner
+        part, every, objective, inside, inner
     )
 
 
@@ -174,12 +177,12 @@ def _cells_reach(
 def _loose_reach(
     part: Float32,
     labels: NDArray[np.int32],
-    config: ObjectiveConfig,
+    objective: Objective,
     inside: tuple[slice, slice],
     inner: tuple[slice, slice],
 ) -> bool:
     """Whether connected cell pixels without a label lead from the core out of the region's inner part."""
-    loose = build_objective(config).foreground(part) & (labels == 0)
+    loose = objective.foreground(part) & (labels == 0)
     pieces, count = ndimage.label(loose, structure=np.ones((3, 3), bool))
     within, beyond = np.zeros(count + 1, bool), np.zeros(count + 1, bool)
     within[pieces[inside]] = True

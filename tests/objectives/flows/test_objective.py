@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from dinocell.labels.regions import fill_holes, split_fragments
+from dinocell.objectives import Frame, ObjectiveConfig
 from dinocell.objectives.flows import walk
 from dinocell.objectives.flows.objective import decode_flows, flows_to_masks
 from dinocell.objectives.flows.targets import masks_to_flows
@@ -100,9 +101,18 @@ def test_report_accounts_for_everything_dropped(disks):
     assert [box[-1] for box in report.too_large] == [(labels == 1).sum()]
     assert report.too_small == 1
     assert report.unassigned >= 3
-    kept, whole = decode_flows(flows, probability, max_size_fraction=1.0, min_size=0, flow_error=0)
+    kept, whole = decode_flows(flows, probability, ObjectiveConfig(max_size_fraction=1.0, min_size=0, flow_error=0))
     assert whole.too_large == whole.inconsistent == ()
     assert (kept[labels == 1] > 0).all()
+
+
+def test_what_is_dropped_from_a_part_is_named_by_its_place_in_the_image(disks):
+    labels = disks(60, [(30, 30, 20)])
+    frame = Frame(y=1000, x=2000, height=1060, width=2060)
+    flows, config = masks_to_flows(labels)[:, ::-1].copy(), ObjectiveConfig(flow_error=0.1)
+    _, report = decode_flows(flows, labels > 0, config, frame=frame)
+    assert report.inconsistent and not report.too_large
+    assert all(y0 >= 1000 and y1 <= 1060 and x0 >= 2000 and x1 <= 2060 for y0, x0, y1, x1, _ in report.inconsistent)
 
 
 def test_flow_error_drops_a_cell_whose_flow_is_not_its_own(disks):
@@ -115,7 +125,7 @@ def test_flow_error_drops_a_cell_whose_flow_is_not_its_own(disks):
     _, report = decode_flows(turned, labels > 0)
     assert report.cells == 1
     assert len(report.inconsistent) == 1
-    assert decode_flows(turned, labels > 0, flow_error=0)[1].cells == 2
+    assert decode_flows(turned, labels > 0, ObjectiveConfig(flow_error=0))[1].cells == 2
 
 
 def test_large_masks_are_dropped_with_a_warning(disks, capsys):
