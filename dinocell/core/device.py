@@ -1,4 +1,4 @@
-"""Which device and which number format to compute with, and why, in words."""
+"""Choice of device and number format, with the reasons in words."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _automatic_device(probe: bool) -> tuple[torch.device, str]:
 
 @lru_cache(maxsize=2)
 def _fails_on(gpu: str) -> str | None:
-    """Why a GPU that torch offers cannot compute: no kernels for its generation, or taken by another process."""
+    """Reason that a GPU offered by torch cannot compute: no kernels for its generation, or taken by another process."""
     try:
         ones = torch.ones(8, 8, device=gpu)
         (ones @ ones).sum().item()
@@ -75,20 +75,20 @@ def _fails_on(gpu: str) -> str | None:
 
 
 def unused_gpu() -> str | None:
-    """Why a GPU of this machine cannot be used by the torch that is installed; None without one, or if it is hidden."""
+    """Reason that the installed torch cannot use a GPU of this machine; None without one, or if it is hidden."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return None  # hidden on purpose
     if _has_nvidia_driver():
         return _why_no_cuda()
     if Path("/dev/kfd").exists() and torch.version.hip is None:
-        return "an AMD GPU is present but this torch is no ROCm build"
+        return "an AMD GPU is present but this torch is not a ROCm build"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "an Apple GPU is present but this torch cannot use it (built without Metal, or macOS is too old)"
     return None
 
 
 def _why_no_cuda() -> str:
-    """Why CUDA cannot be used; above all, that a CPU-only torch was installed on a machine with an NVIDIA driver."""
+    """Reason that CUDA cannot be used; mostly a CPU-only torch on a machine with an NVIDIA driver."""
     driver = _has_nvidia_driver()
     if driver and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES hides the GPU"
@@ -102,7 +102,7 @@ def _has_nvidia_driver() -> bool:
 
 
 def cpu_has_fast_bfloat16() -> tuple[bool, str]:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512_BF16), and by which unit."""
+    """Unit with which this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512_BF16), if any."""
     cpu = torch.cpu
     if getattr(cpu, "_is_amx_tile_supported", lambda: False)():
         return True, "AMX"

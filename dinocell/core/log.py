@@ -1,4 +1,4 @@
-"""What a person sees while it runs, and what stays: console, metrics.jsonl and TensorBoard."""
+"""Console output: messages, durations, progress with the time left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN_INTERVAL = 10.0  # seconds between progress lines when the output is a fil
 
 
 def _console() -> Console:
-    # A log file has no width of its own: lines there must not be broken at 80 columns.
+    # A log file has no width: lines there must not be broken at 80 columns.
     return Console(stderr=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
 
 

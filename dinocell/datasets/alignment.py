@@ -1,4 +1,7 @@
-"""Whether a mask lies on its image: the image's edges under the mask's outlines, and under turns and shifts of them."""
+"""Detection of masks that are flipped, shifted or unrelated to their image.
+
+The image's edges under the mask's outlines are compared with those under turns and shifts of them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from dinocell.labels.contours import trace_contours
 LARGEST_SIDE = 768
 """px; larger images are looked at shrunk, which takes milliseconds instead of seconds and keeps every edge."""
 
-BETTER = 1.5  # a turn or a shift is named when it lies on edges this much stronger than the mask as it is
+BETTER = 1.5  # a turn or a shift is reported when its edges are this much stronger than those of the mask as it is
 ON_EDGES = 1.4  # and on edges at all: this much stronger than the image's mean gradient
 UNRELATED = 1.2
 UNRELATED_DEVIATIONS = 2.0  # of the strengths under all shifts: noise of chance
@@ -24,12 +27,12 @@ UNRELATED_DEVIATIONS = 2.0  # of the strengths under all shifts: noise of chance
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """How a mask lies on its image.
+    """Alignment of a mask with its image.
 
     Attributes:
         better_turn: name of a mirroring or turn of the mask that fits far better, or "".
         better_shift: (down, right) in px by which the mask fits far better, or None.
-        unrelated: outlines lie on no edges, as those of another image's mask would.
+        unrelated: outlines are not on edges, as those of another image's mask would.
     """
 
     better_turn: str = ""
@@ -59,7 +62,7 @@ def align(image: NDArray[np.float32], labels: NDArray[np.int32]) -> Alignment:
     down, right = int(best[0]) - centre[0], int(best[1]) - centre[1]
     cells = max(1, len(np.unique(labels)) - 1)
     diameter = float(equivalent_diameters(np.count_nonzero(labels) / cells))
-    # Outlines drawn inside or outside of an edge lie better a few pixels off: that is a habit, not a mistake.
+    # Outlines drawn inside or outside of an edge fit better a few pixels off: that is a habit, not a mistake.
     far = np.hypot(down, right) >= max(4.0, 0.2 * diameter)
     if far and strengths.max() > max(ON_EDGES, BETTER * own):
         return Alignment(better_shift=(round(down * scale), round(right * scale)))
@@ -89,7 +92,7 @@ def _better_turn(gradient: NDArray[np.float32], outline: NDArray[np.bool_], own:
 def _strengths_of_shifts(
     gradient: NDArray[np.float32], outline: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """Edge strength under the outline shifted by up to a quarter of the image, and where no shift lies in the array.
+    """Edge strength under the outline shifted by up to a quarter of the image, and the array index of no shift.
 
     What leaves the image counts as the mean gradient, so that no shift gains by leaving.
     """

@@ -25,7 +25,7 @@ CARVED_VAL = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What dataset.yaml says; `fully_annotated` false means unlabelled cells exist outside the masks."""
+    """Content of dataset.yaml; `fully_annotated` false means unlabelled cells exist outside the masks."""
 
     name: str
     modality: str = "unknown"

@@ -22,7 +22,7 @@ _NOT_LABELS = frozenset({"images", "ignore"})
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A label image: its data set ("" where the folder is one data set), its bare name and where it lies."""
+    """A label image: its data set ("" where the folder is one data set), its bare name and its path."""
 
     dataset: str
     name: str
@@ -53,7 +53,7 @@ def bare_stem(path: Path) -> str:
 def list_label_files(folder: Path, role: str = "labels") -> tuple[list[LabelFile], list[str]]:
     """Label images below `folder`, sorted, one for each name, and a sentence for each choice between several.
 
-    Where an image lies beside its labels (`a.png`, `a_masks.png`), the file with the label ending is the label image.
+    Where an image is stored beside its labels (`a.png`, `a_masks.png`), the file with the label ending is used.
 
     Args:
         folder: searched recursively; hidden files and folders named images or ignore (below it) are passed over.
@@ -64,7 +64,7 @@ def list_label_files(folder: Path, role: str = "labels") -> tuple[list[LabelFile
         DataError: no label image in it.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{role}: {str(folder)!r} is no folder")
+        raise ConfigError(f"{role}: {str(folder)!r} is not a folder")
     by_title: dict[str, list[LabelFile]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         parents = path.relative_to(folder).parts[:-1]
@@ -128,7 +128,7 @@ def pair(labels: list[LabelFile], folder: Path, role: str, *, every: bool = True
 
 
 def _dataset_of(parents: tuple[str, ...]) -> str:
-    """Folders between the root and the file that are no part of a data set's layout."""
+    """Folders between the root and the file that are not part of a dataset's layout."""
     return str(PurePosixPath(*kept)) if (kept := [part for part in parents if part not in _LAYOUT_FOLDERS]) else ""
 
 
@@ -143,7 +143,7 @@ def _choose(title: str, files: list[LabelFile]) -> tuple[LabelFile, list[str]]:
     ordered = sorted(files, key=rank)
     marked = [file for file in ordered if _ending(file.path) is not None]
     rivals = [file for file in marked or ordered if not file.path.name.lower().endswith("_seg.npy")]
-    if len(rivals) <= 1:  # a _seg.npy beside exported masks holds the same masks
+    if len(rivals) <= 1:  # a _seg.npy beside exported masks contains the same masks
         return ordered[0], []
     rest = ", ".join(file.path.name for file in rivals if file is not ordered[0])
     return ordered[0], [f"{title}: {ordered[0].path.name} is used, not {rest} (several files of that name)"]

@@ -24,7 +24,7 @@ BASELINE = "Otsu + watershed"
 
 
 class Result(Protocol):
-    """What a segmenter gives: labels at the image's size."""
+    """Result of a segmenter: labels at the image's size."""
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -58,7 +58,7 @@ def evaluate_model(
         model: a model folder or the name of a packaged model, or an object with `segment(image)`.
         dataset_root: a prepared data set, or a folder of several.
         split: train, val or test.
-        out: the JSON file, or a folder to hold evaluation.json.
+        out: the JSON file, or a folder for evaluation.json.
         device: auto, cpu, cuda, cuda:1, …; unused where `model` is an object.
         with_baseline: also score Otsu's threshold with a watershed, which no trained model should lose to.
         views: turned and mirrored views averaged, see `Segmenter`, None = as the model says; unused where `model` is an
@@ -178,7 +178,7 @@ def _name(model: str | Path | SegmentsImages, views: int | None) -> str:
     name = path.resolve().parent.name if path.name == "model" else path.name
     if views is None:
         return name
-    return f"{name}, {views} view{'s' if views > 1 else ''}"  # other label images: kept in a folder of their own
+    return f"{name}, {views} view{'s' if views > 1 else ''}"  # other label images: kept in their own folder
 
 
 def _baseline(path: Path) -> NDArray[np.int32]:

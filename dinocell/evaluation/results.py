@@ -1,4 +1,4 @@
-"""What an evaluation found, image by image, and its summary as JSON, as CSV and as text."""
+"""Results of an evaluation, image by image, and their summary as JSON, CSV and text."""
 
 import csv
 from collections.abc import Callable, Sequence

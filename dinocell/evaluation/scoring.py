@@ -55,14 +55,14 @@ def score_folders(
         labels_dir: label images of the truth, or several data sets in sub-folders.
         predictions: tool → its folder; the first is the one whose figures stand at the top of evaluation.json.
         ignore_dir: images whose nonzero pixels are left out of the ignore-masked scores.
-        out: the JSON file, or a folder to hold evaluation.json; None writes nothing.
+        out: the JSON file, or a folder for evaluation.json; None writes nothing.
 
     Returns:
         The content of evaluation.json.
 
     Raises:
         ConfigError: a folder does not exist, or no predictions are named.
-        DataError: a folder holds no label image, or a tool has not one image that could be scored.
+        DataError: a folder has no label image, or a tool has not one image that could be scored.
     """
     if not predictions:
         raise ConfigError("predictions: name at least one folder, as NAME=DIR")

@@ -60,7 +60,7 @@ class LazyFile:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def plane(self, index: tuple[int, ...], folder: Path | None = None) -> Array:
-        """Load one plane, along `plane_axes`; a large one is stored in a scratch file of `folder`, or stays in its file.
+        """Load one plane, along `plane_axes`; a large one is stored in a scratch file of `folder` or stays in its own.
 
         Raises:
             DataError: damaged, or the disk has no room.

@@ -1,4 +1,4 @@
-"""How far a score may be off: percentile bootstrap intervals over images, and over repeated trainings (seeds).
+"""Confidence of scores: percentile bootstrap intervals over images, and over repeated trainings (seeds).
 
 Images, and the seeds of a training, are drawn with replacement; every seed is scored on the same drawn images, since
 they were the same images that it was scored on (a crossed design; Efron & Tibshirani 1993, chapters 13 and 16).
@@ -76,7 +76,7 @@ def _shape(runs: Runs) -> tuple[int, int]:
 
 
 def _draws(runs: Runs, resamples: int, seed: int) -> tuple[Float, Float]:
-    """How often each image [R, I] and each training [R, S] is drawn."""
+    """Counts of draws of each image [R, I] and each training [R, S]."""
     trainings, images = _shape(runs)
     if not trainings or not images or any(len(run) != images for run in runs):
         raise ValueError(f"need equally many images for every seed, got {[len(run) for run in runs]}")

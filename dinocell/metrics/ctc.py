@@ -1,6 +1,6 @@
 """SEG and DET of the Cell Tracking Challenge (Maška et al. 2014; Matula et al. 2015).
 
-A reference object R is matched to the segmented object S that holds more than half of it: |R∩S| > 0.5·|R|. Each R has
+A reference object R is matched to the segmented object S that covers more than half of it: |R∩S| > 0.5·|R|. Each R has
 at most one such S; one S may be matched to several R.
 """
 
@@ -29,7 +29,7 @@ class DetectionErrors:
 
 
 def coverage_matches(overlaps: Overlaps) -> IntArray:
-    """Indices of the pairs in which the prediction holds more than half of the reference object (strictly)."""
+    """Indices of the pairs in which the prediction covers more than half of the reference object (strictly)."""
     return np.flatnonzero(2 * overlaps.intersections > overlaps.truth_areas[overlaps.rows])
 
 

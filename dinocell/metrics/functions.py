@@ -1,6 +1,6 @@
 """One number for one pair of label images: the short way to each metric.
 
-Each function builds the table of overlaps anew; `score_image` gives all of them from one table.
+Each function builds the table of overlaps again; `score_image` gives all of them from one table.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def maximum_matching_accuracy(labels: Labels, predictions: Labels) -> float:
 
 
 def seg(labels: Labels, predictions: Labels) -> float:
-    """SEG = Σ J(R, S) / number of all reference objects, with S the object holding more than half of R (Maška 2014).
+    """SEG = Σ J(R, S) / number of all reference objects, with S the object covering more than half of R (Maška 2014).
 
     `labels` and `predictions` are label images of one shape, 0 = background. In [0, 1]; both empty → 1, one empty → 0.
     False positives do not count: read it beside `det`.

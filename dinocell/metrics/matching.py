@@ -19,12 +19,12 @@ FloatArray = NDArray[np.float64]
 _CELLS_A_RUN = 4  # a table of all pairs is made only up to this many entries for each run of pixels
 _SMALL_TABLE = 1 << 12  # entries of a dense table of weights up to which SciPy's dense solver is the faster one
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads neighbouring keys (Knuth, TAOCP 6.4)
-_STRIP_PIXELS = 1 << 19  # pixels whose runs are held at once: bounds the memory at any image size
+_STRIP_PIXELS = 1 << 19  # pixels whose runs are in memory at once: bounds the memory at any image size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlaps:
-    """Every object of two label images and every pair that shares a pixel; background (0) is no object.
+    """Every object of two label images and every pair that shares a pixel; background (0) is not an object.
 
     R objects in the truth, S in the prediction, P overlapping pairs.
 
@@ -238,7 +238,7 @@ def _sum_by(index: IntArray, values: IntArray, size: int) -> IntArray:
 
 
 def _dominant(rows: IntArray, columns: IntArray, weights: FloatArray) -> NDArray[np.bool_]:
-    """[P] pairs that some maximum matching surely holds: as heavy as the best rivals in row and column together.
+    """[P] pairs that are certainly part of some maximum matching: no lighter than the best rivals of row and column.
 
     Swapping such a pair in removes at most one rival from its row and one from its column, which weigh no more.
     """
@@ -271,7 +271,7 @@ def _compact(index: IntArray) -> tuple[IntArray, int]:
 def _assign(rows: IntArray, columns: IntArray, weights: FloatArray) -> IntArray:
     """Indices of a maximum-weight matching by shortest augmenting paths (Jonker–Volgenant).
 
-    SciPy's sparse solver wants every row matched: each row gets a column of its own that stands for "unmatched".
+    SciPy's sparse solver requires every row to be matched: each row gets its own column, which stands for "unmatched".
     """
     row, n_rows = _compact(rows)
     column, n_columns = _compact(columns)

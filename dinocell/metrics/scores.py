@@ -125,7 +125,7 @@ def score_image(labels: NDArray[Any], predictions: NDArray[Any], ignore: NDArray
             positives, so report such a score beside the raw one, never instead of it.
 
     Raises:
-        ValueError: shapes differ or the images are no label images.
+        ValueError: shapes differ or the images are not label images.
     """
     return score_overlaps(find_overlaps(labels, predictions, ignore))
 

@@ -57,7 +57,7 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
     )
     if backbone.config.arch != model.arch:
         raise ConfigError(
-            f"weights: {config.weights!r} hold a {backbone.config.arch}, the recipe asks for {model.arch}; "
+            f"weights: {config.weights!r} contain a {backbone.config.arch}, the recipe asks for {model.arch}; "
             f"set model.arch={backbone.config.arch} or give other weights"
         )
     return backbone
@@ -75,7 +75,7 @@ def restore_backbone(config: PretrainConfig, state: dict[str, Any]) -> VisionTra
         old, new = getattr(saved, name), getattr(config.model, name)
         if old != new:
             raise ConfigError(
-                f"model.{name}: {new!r}, but output_dir {config.output_dir!r} holds a run with {old!r}; "
+                f"model.{name}: {new!r}, but output_dir {config.output_dir!r} contains a run with {old!r}; "
                 "use another output_dir or the run's own config.yaml"
             )
     return VisionTransformer(dataclasses.replace(saved, drop_path=config.model.drop_path))
@@ -100,7 +100,7 @@ def load_state(model: StudentTeacher, optimizer: torch.optim.Optimizer, state: d
     """Fill model and optimizer from a checkpoint.
 
     Raises:
-        CheckpointError: it holds another shape of model.
+        CheckpointError: it contains another shape of model.
     """
     try:
         model.student.load_state_dict(state["student"])

@@ -24,7 +24,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the crops come from."""
+    """Source of the crops."""
 
     root: tuple[str, ...] = field(doc="folders, files or patterns of images; the DIR of `dinocell curate` is one")
     workers: int = field(2, "data loading processes per rank; 0 loads in the training process")
@@ -187,7 +187,7 @@ class OptimConfig:
             value = getattr(self, name)
             _require(value >= 0, f"optim.{name}: must be 0 or more, is {value}")
         _require(
-            self.total_steps >= 1, f"optim.epochs: {self.epochs} × epoch_steps {self.epoch_steps} is no step at all"
+            self.total_steps >= 1, f"optim.epochs: {self.epochs} × epoch_steps {self.epoch_steps} is less than one step"
         )
         _require(
             self.steps(self.warmup_epochs) < self.total_steps,
@@ -210,7 +210,7 @@ class MonitorConfig:
 
     every: int = field(500, "test the teacher's features this often, and at both ends; 0 = never", "steps")
     labelled: tuple[str, ...] = field(
-        (), "labelled data sets (layout of stage 2): do patch tokens tell cells from background?"
+        (), "labelled data sets (layout of stage 2): do patch tokens distinguish cells from background?"
     )
     images: int = field(64, "images tested, half of them as references", "images")
     best_by: MonitorName = field(

@@ -1,4 +1,4 @@
-"""Floating point operations of a training step, and the machine's rate of matrix products to hold them against."""
+"""Floating point operations of a training step, and the machine's rate of matrix products to compare them with."""
 
 from __future__ import annotations
 

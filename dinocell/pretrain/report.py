@@ -74,7 +74,7 @@ def stored_features(run: Path) -> tuple[list[UInt8Array], list[Tokens]] | None:
 
 
 def token_panel(run: Path, backbone: VisionTransformer, dtype: torch.dtype, name: str) -> npt.NDArray[np.uint8] | None:
-    """The run's pictures with their patch tokens before the first step and now, in colour; None if it keeps none."""
+    """The run's images with their patch tokens before the first step and now, in colour; None if it keeps none."""
     stored = stored_features(run)
     if stored is None:
         return None
@@ -104,7 +104,7 @@ def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer,
     if probes:
         report.text(
             "Probes of the teacher's features on fixed images, balanced accuracy. knn_source: does a crop's CLS token "
-            "find crops of its own source? knn_patch, probe_patch: do patch tokens tell cells from background, by "
+            "find crops of its source? knn_patch, probe_patch: do patch tokens distinguish cells from background, by "
             "nearest neighbours and by a linear classifier?"
         )
         names = [name for name in probes[-1] if name not in ("step", "split")]
@@ -125,7 +125,7 @@ def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer,
 
 
 def verdict(probes: list[dict[str, Any]]) -> str:
-    """What the probes say about the run, in a sentence each."""
+    """Summary of the probes, one sentence each."""
     sentences = []
     for name in (key for key in probes[0] if key not in ("step", "split")):
         first, last = probes[0][name], probes[-1][name]

@@ -1,4 +1,4 @@
-"""FSDP2: student, teacher and optimizer state shared out over the ranks; files hold whole tensors as without it.
+"""FSDP2: student, teacher and optimizer state shared out over the ranks; files contain whole tensors as without it.
 
 Every block, every head and the rest of each backbone is one group, gathered for its forward and backward and freed
 after it. Checkpoints are gathered, so that they load at any number of ranks, with or without FSDP2.
@@ -41,7 +41,7 @@ def shard(model: StudentTeacher, dtype: torch.dtype) -> None:
 
 
 def synchronise_gradients(model: StudentTeacher, wanted: bool) -> None:
-    """Whether the next backward pass exchanges gradients: only the last micro-batch of a step does."""
+    """Set if the next backward pass exchanges gradients: only the last micro-batch of a step does."""
     for part in model.student.values():
         part.set_requires_gradient_sync(wanted)  # type: ignore[operator]
 

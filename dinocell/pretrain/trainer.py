@@ -338,7 +338,7 @@ class Trainer:
         log.info(f"continuing {str(self.folder)!r} after step {step}")
         if state["step_images"] != self.step_images:
             log.warning(
-                f"{self.step_images} images a step instead of {state['step_images']}: the samples continue without a "
+                f"{self.step_images} images per step instead of {state['step_images']}: the samples continue without a "
                 "gap, the learning rate follows its rule for the new number"
             )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#2f7ed8", "#e0762f", "#1f9d84", "#8a63d2", "#c9487f", "#b8961e", "#7d8590")
-"""Series colours in order: told apart by colour-blind readers, and readable on white and on near-black."""
+"""Series colours in order: distinguishable for colour-blind readers, and readable on white and on near-black."""
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Name of the line → (x values, y values)."""
@@ -117,7 +117,7 @@ def histogram(
     """Draw how values are spread: for each name the share of its values in each bin, in per cent.
 
     The axis ends at the largest value but a hundredth of any name's, so that one outlier does not flatten the rest;
-    what lies beyond is counted in the last bin.
+    what is beyond is counted in the last bin.
 
     Args:
         xlabel: what the values are, with their unit.

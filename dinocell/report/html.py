@@ -1,4 +1,4 @@
-"""One self-contained HTML page: text, tables, pictures and charts, readable on a phone, in light and in dark.
+"""One self-contained HTML page: text, tables, images and charts, readable on a phone, in light and in dark.
 
 Pictures are embedded as base64 PNG, so the file can be mailed or opened from a cluster's storage without anything else.
 """
@@ -90,11 +90,11 @@ class Report:
         self._blocks.append(f'<div class="scroll" tabindex="0">{table}</div>')
 
     def image(self, picture: Picture, caption: str = "") -> None:
-        """Append one picture, at most as wide as the page; sides beyond 1,024 px are scaled down."""
+        """Append one image, at most as wide as the page; sides beyond 1,024 px are scaled down."""
         self._blocks.append(_figure(_img(_data_uri(picture), caption), caption))
 
     def gallery(self, pictures: Sequence[tuple[Picture, str]], caption: str = "") -> None:
-        """Append pictures with captions side by side, wrapping where the screen is narrow."""
+        """Append images with captions side by side, wrapping where the screen is narrow."""
         cells = "".join(_figure(_img(_data_uri(picture), text), text) for picture, text in pictures)
         note = f"<p class='note'>{_inline(caption)}</p>" if caption else ""
         self._blocks.append(f'<div class="gallery">{cells}</div>{note}')
@@ -211,7 +211,7 @@ def _data_uri(picture: Picture) -> str:
         kind = "jpeg"
     else:
         raise ValueError(
-            "a picture given as a file or bytes must be PNG or JPEG; read other formats into an array first"
+            "an image given as a file or bytes must be PNG or JPEG; read other formats into an array first"
         )
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 

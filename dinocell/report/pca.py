@@ -58,7 +58,7 @@ def fit_projection(tokens: Sequence[Tokens], count: int = 3) -> Projection:
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
     directions = directions * np.where(largest < 0, -1.0, 1.0)
     spread = np.sqrt(np.clip(variances[::-1][:count], 0, None))
-    # A component without variance would blow rounding noise up to full colour; it is shown as mid-grey instead.
+    # A component without variance would blow rounding noise up to full colour; it is shown as mid-gray instead.
     scale = np.where(spread > 1e-9 * max(float(spread[0]), 1e-300), spread, np.inf)
     return Projection(mean=mean, directions=directions, scale=scale)
 
@@ -95,7 +95,7 @@ def pca_panel(
         images: (H, W) or (H, W, C) arrays of any dtype.
         models: model's name → its tokens (h, w, D) for each image, in the order of `images`; D may differ by model.
         shared: one projection per model over all images, else one per image.
-        height: height in pixels of each picture in the panel.
+        height: height in pixels of each image in the panel.
 
     Returns:
         (H, W, 3) uint8.
@@ -134,8 +134,8 @@ def pca_grid(
         images: (H, W) or (H, W, C) arrays of any dtype; the same one may stand in several columns.
         titles: one per image.
         models: model's name → its tokens (h, w, D) for each image, in the order of `images`; D may differ by model.
-        shared: one projection per model over all its pictures, else one per picture.
-        height: height in pixels of each picture in the grid.
+        shared: one projection per model over all its images, else one per image.
+        height: height in pixels of each image in the grid.
 
     Returns:
         (H, W, 3) uint8.

@@ -1,6 +1,6 @@
 """Checkpoints that survive crashes: written atomically, verified before use, never the only copy.
 
-A checkpoint is `step_00001000.pt` with its SHA-256 in `step_00001000.pt.sha256`. States hold only tensors, numbers,
+A checkpoint is `step_00001000.pt` with its SHA-256 in `step_00001000.pt.sha256`. States contain only tensors, numbers,
 text, lists and dicts, so that they load with `weights_only=True`.
 """
 
@@ -109,7 +109,7 @@ def verify(path: Path) -> str | None:
 
 
 def run_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint of a pretraining run that holds its backbone: the best if kept, else the newest, if whole."""
+    """The checkpoint of a pretraining run with its backbone: the best if kept, else the newest, if whole."""
     folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
     for path in (folder / "best.pt", *reversed(CheckpointManager(folder).paths())):
         if not path.is_file():

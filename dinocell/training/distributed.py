@@ -156,10 +156,10 @@ def master_port(environment: Mapping[str, str]) -> int:
 
 
 def timeout(environment: Mapping[str, str]) -> timedelta:
-    """How long a rank waits for the others before it takes one of them for lost and ends the job.
+    """Time that a rank waits for the others before it assumes that one is lost and ends the job.
 
     Raises:
-        ConfigError: DINOCELL_TIMEOUT_MINUTES is no positive number.
+        ConfigError: DINOCELL_TIMEOUT_MINUTES is not a positive number.
     """
     text = environment.get(TIMEOUT_VARIABLE, str(TIMEOUT_MINUTES))
     try:
@@ -187,7 +187,7 @@ def cleanup() -> None:
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, the one that prints and writes."""
+    """True on rank 0, the one that prints and writes."""
     return world().rank == 0
 
 
@@ -213,7 +213,7 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any process; every process gets the same answer."""
+    """True if the flag is set on any process; every process gets the same answer."""
     return bool(max_rank(int(flag)))
 
 

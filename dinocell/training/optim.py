@@ -32,7 +32,7 @@ def parameter_groups(
     """Sort a module's trainable parameters into optimizer groups.
 
     Each group has `params`, `lr_multiplier`, `wd_multiplier`, `is_last_layer` (the prototype layer, whose learning
-    rate is held at 0 at first) and `name`. Weight decay is 0 for biases, norms and LayerScale; the position, class,
+    rate stays at 0 at first) and `name`. Weight decay is 0 for biases, norms and LayerScale; the position, class,
     register and mask tokens are decayed, as in DINOv2. The learning rate is multiplied by
     `layer_decay ** (depth + 1 - layer)` and, for the patch embedding, by `patch_embed_multiplier`.
 
@@ -100,7 +100,7 @@ def clip_gradients(module: nn.Module, max_norm: float) -> float:
 
 
 def is_shared(tensor: Tensor) -> bool:
-    """Whether the tensor is shared out over the ranks (a DTensor); asked without importing what that needs."""
+    """True for a sharded tensor (DTensor); does not import torch.distributed.tensor."""
     return hasattr(tensor, "full_tensor")
 
 

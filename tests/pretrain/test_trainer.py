@@ -309,7 +309,7 @@ def test_errors_are_one_line_with_the_remedy(images: Path, straight: Path, tmp_p
         run(make(images / "absent", tmp_path))
     with pytest.raises(CheckpointError):
         run(make(images, tmp_path, weights=str(images / "0.png")))
-    with pytest.raises(ConfigError, match="holds a run with"):
+    with pytest.raises(ConfigError, match="contains a run with"):
         run(make(images, straight, model__arch="vit_small"))
     with pytest.raises(CheckpointError, match="does not fit this recipe"):
         run(make(images, straight, dino_head__prototypes=32))

@@ -17,7 +17,7 @@ from dinocell.labels.files import read_labels
 
 
 class _Array:
-    """Stands for numpy.ndarray, which a pickle could otherwise call with a size of its own choice."""
+    """Stands for numpy.ndarray, which a pickle could otherwise call with any size it chooses."""
 
 
 def _reconstruct(*_: Any) -> npt.NDArray[Any]:
@@ -51,7 +51,7 @@ def read_seg_masks(file: Path) -> npt.NDArray[np.int32]:
     """The label image (H, W) in a Cellpose _seg.npy, or in an array saved under such a name.
 
     Raises:
-        DataError: not such a file, or one that holds anything but arrays and plain values.
+        DataError: not such a file, or one that contains anything but arrays and plain values.
     """
     with reading(file, "not a Cellpose _seg.npy"):
         with file.open("rb") as stream:
@@ -63,5 +63,5 @@ def read_seg_masks(file: Path) -> npt.NDArray[np.int32]:
         content = content.item() if isinstance(content, np.ndarray) and content.size == 1 else content
         labels = np.squeeze(np.asarray(content.get("masks") if isinstance(content, Mapping) else content))
         if labels.ndim != 2 or labels.dtype.kind not in "biu":
-            raise DataError("holds no (H, W) integer array 'masks': export the masks as TIFF or PNG")
+            raise DataError("contains no (H, W) integer array 'masks': export the masks as TIFF or PNG")
         return labels.astype(np.int32)

@@ -48,7 +48,7 @@ def _entries(file: Path, leave_out: tuple[str, ...]) -> Iterator[tuple[dict[str,
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         listed = content["annotations"]
-        # LIVECell's published files hold a mapping of id → annotation instead of a list
+        # LIVECell's published files contain a mapping of id → annotation instead of a list
         annotations = list(listed.values()) if isinstance(listed, dict) else listed
         categories = content.get("categories", []) if leave_out else []
         unwanted = {c["id"] for c in categories if {c.get("name"), c.get("supercategory")} & set(leave_out)}

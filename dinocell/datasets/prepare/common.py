@@ -1,4 +1,4 @@
-"""What every layout shares: a pair, a refusal, and merging object masks into labels."""
+"""Shared by all layouts: a pair, a refusal, and object masks merged into labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Labeller = Callable[[], tuple[Labels, list[str]]]
 
 
 Pixels = Callable[[], npt.NDArray[Any]]
-"""Gives one plane of a file that holds many, or raises DataError."""
+"""Returns one plane of a file with many, or raises DataError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Found:
         image: the file.
         labels: of the image.
         split_key: what splits are recognised by; empty takes the path below the source.
-        frame: ending of the stem where a file holds several images.
+        frame: ending of the stem where a file has several images.
         pixels: the one image (H, W) of such a file; None where the file is the image.
     """
 
@@ -60,7 +60,7 @@ class Refusal:
 
 
 def merge_masks(masks: list[Mask]) -> tuple[Labels, list[str]]:
-    """One label image of possibly overlapping object masks (H, W): larger ones first, so smaller ones lie on top."""
+    """Merge possibly overlapping object masks (H, W) into a label image, smaller ones on top."""
     labels = np.zeros(masks[0].shape, dtype=np.int32)
     shared = 0
     order = sorted(range(len(masks)), key=lambda k: (-int(masks[k].sum()), k))

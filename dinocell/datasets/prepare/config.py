@@ -1,4 +1,4 @@
-"""What `dinocell prepare` can be told; a preset in data_curation/configs fills it in for one public source."""
+"""Settings of `dinocell prepare`; a preset in data_curation/configs fills it in for one public source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PrepareConfig:
     mask_from: str = field("", "regular expression on an image's path below src, replaced to give its mask's path")
     mask_to: str = field("", "replacement, with \\1 … for groups; empty mask_from pairs images/ with masks/ by stem")
     annotations: str = field("", "coco: glob of the JSON files below src")
-    leave_out: tuple[str, ...] = field((), "coco: categories or supercategories that are no cells")
+    leave_out: tuple[str, ...] = field((), "coco: categories or supercategories that are not cells")
     splits: dict[str, str] = field(factory=dict, doc="train, val, test: regular expression on the path below src")
     name: str = field("", "name of the data set; empty takes the folder's")
     modality: str = field("unknown", "phase, brightfield, fluorescence, stained …")
@@ -38,7 +38,7 @@ class PrepareConfig:
     source: str = field("unknown", "where it is downloaded")
     citation: str = field("", "paper to cite")
     min_area: int = field(0, "objects with fewer pixels are dropped", "px")
-    split_components: bool = field(False, "give separate pieces of one label numbers of their own")
+    split_components: bool = field(False, "give separate pieces of one label their own numbers")
     background: int = field(0, "label value that means background")
     seed: int = field(0, "of the 80/10/10 split of sources without one")
 

@@ -28,7 +28,7 @@ from dinocell.labels.files import write_labels
 
 REPORT = "prepare_report.csv"
 TINY = 4.0
-"""Median object area (px) below which a label image is taken for a picture."""
+"""Median object area (px) below which a label image is taken for an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,12 @@ def prepare(config: PrepareConfig) -> list[Prepared]:
     numbered 1 … N. Images without objects are kept: they are training data.
 
     Raises:
-        ConfigError: nothing that fits the layout, or an output folder that already holds a data set.
+        ConfigError: nothing that fits the layout, or an output folder that already contains a data set.
         DataError: every pair was refused.
     """
     out = Path(config.out)
     if any((out / part / "images").exists() for part in ("", *SPLITS)):
-        raise ConfigError(f"out {str(out)!r} already holds a data set: give another folder or remove it")
+        raise ConfigError(f"out {str(out)!r} already contains a data set: give another folder or remove it")
     pairs, refused = find_pairs(config)
     lines = [Prepared(file=item.file, status="refused", notes=item.reason) for item in refused]
     for pair in log.progress(pairs, "prepare", total=len(pairs)):
@@ -105,7 +105,7 @@ def check_labels(labels: Labels, shape: tuple[int, int], config: PrepareConfig) 
     """Labels numbered 1 … N without small objects, and notes on what is odd about them.
 
     Raises:
-        DataError: another size than the image, or a picture in place of labels.
+        DataError: another size than the image, or an image in place of labels.
     """
     if labels.shape != shape:
         raise DataError(f"mask of {labels.shape[0]}×{labels.shape[1]} px for an image of {shape[0]}×{shape[1]} px")

@@ -1,4 +1,4 @@
-"""How published data sets lie on disk: each layout yields (stem, image file, function that makes the labels)."""
+"""Layouts of published datasets on disk: each yields (stem, image file, function that makes the labels)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_pairs(config: PrepareConfig) -> tuple[list[Pair], list[Refusal]]:
     """Every image of a source with its labels, in order of path, and images without any.
 
     Raises:
-        ConfigError: the source folder is missing or holds nothing that fits the layout.
+        ConfigError: the source folder is missing or has nothing that fits the layout.
     """
     root = Path(config.src)
     if not root.is_dir():
@@ -106,7 +106,7 @@ def _with_mask(image: Path, mask: Path, config: PrepareConfig) -> list[Found]:
 
 
 def _pages(file: Path) -> int:
-    """Planes (Y, X) of a TIFF; 1 of anything else, of colour pictures and of what cannot be read."""
+    """Planes (Y, X) of a TIFF; 1 of anything else, of colour images and of what cannot be read."""
     if file.suffix.lower() not in TIFFS:
         return 1
     try:
@@ -182,7 +182,7 @@ def _instances(mask: Path, config: PrepareConfig, frame: int | None = None) -> t
         labels = np.where(labels == config.background, 0, labels)
     values = np.unique(labels)
     if values.size == 2 and values[0] == 0 and values[1] == 255:
-        raise DataError("the mask holds only 0 and 255: a foreground mask, not instances; use layout=binary")
+        raise DataError("the mask has only 0 and 255: a foreground mask, not instances; use layout=binary")
     return labels.astype(np.int32), []
 
 
@@ -193,7 +193,7 @@ def _components(mask: Path) -> tuple[Labels, list[str]]:
         raise DataError(f"the mask has shape {image.array.shape}, not one plane")
     levels = np.unique(plane)
     if levels.size > 64:
-        raise DataError(f"the mask has {levels.size} grey levels: it looks like an image")
+        raise DataError(f"the mask has {levels.size}gray levels: it looks like an image")
     labels, _ = ndimage.label(plane > (levels[0] + levels[-1]) / 2 if levels.size > 1 else plane > 0)
     return labels.astype(np.int32), ["touching objects of a foreground mask are one label"]
 

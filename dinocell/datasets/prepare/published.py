@@ -1,4 +1,4 @@
-"""Annotations that only one public source writes: outlines, polygons of its own, classes beside masks, masks of ND2."""
+"""Annotations that only one public source writes: outlines, its own polygons, classes beside masks, masks of ND2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a layout of cells looks through three kinds of microscope: simple optics, not drawings of outlines.
+"""Appearance of a layout of cells in three kinds of microscope: simple optics, not drawings of outlines.
 
 Each renderer returns float32 intensities around 1 (transmitted light) or from 0 up (fluorescence), before the camera.
 """

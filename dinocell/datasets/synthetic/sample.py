@@ -34,7 +34,7 @@ def make_image(seed: int, size: int = 256, modality: Modality = "phase") -> tupl
     """Generate one field of view; the same arguments give the same arrays.
 
     Cells are round, elongated, lobed or spindle-shaped, 24–40 px across, alone and in touching clusters, under uneven
-    light, with noise, debris, dust and out-of-focus blobs. About one field in thirty holds no cell.
+    light, with noise, debris, dust and out-of-focus blobs. About one field in thirty has no cell.
 
     Args:
         seed: any integer ≥ 0.

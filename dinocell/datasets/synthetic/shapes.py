@@ -1,4 +1,4 @@
-"""Where the cells of the embedded sample lie and what outline they have; labels are exact by construction.
+"""Positions and outlines of the cells of the embedded sample; labels are exact by construction.
 
 A cell is the region ρ < 1 of a radial function ρ(y, x). Where two cells overlap a pixel goes to the smaller ρ, so
 touching cells share a border and no pixel belongs to two.
@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def reach(self) -> float:
-        """A radius around the centre that holds the whole cell."""
+        """A radius around the centre that covers the whole cell."""
         return self.radius * float(np.sqrt(self.elongation)) * (1 + sum(abs(a) for _, a, _ in self.waves)) + 2
 
 

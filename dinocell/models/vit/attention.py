@@ -1,6 +1,6 @@
 """Multi-head self-attention over packed tokens, with the kernel chosen by device and dtype.
 
-Tokens of every crop of a step lie packed in one [T, D] tensor; a *group* (images, tokens) describes each run of
+Tokens of every crop of a step are packed in one [T, D] tensor; a *group* (images, tokens) describes each run of
 equally long images in it. The matrix products see all T tokens at once; only the softmax is per image.
 """
 

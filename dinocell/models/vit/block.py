@@ -54,7 +54,7 @@ class LayerScale(nn.Module):
 
 
 def drop_path_subset(images: int, rate: float) -> int:
-    """How many of `images` compute a residual branch: max(int(b · (1 − p)), 1), as DINOv2."""
+    """Number of `images` that compute a residual branch: max(int(b · (1 − p)), 1), as DINOv2."""
     return max(int(images * (1 - rate)), 1)
 
 

@@ -3,7 +3,7 @@
 PyTorch's fused CPU kernel runs at a fraction of the machine's bfloat16 matrix rate, worst for the short sequences of
 local crops (two cores with AVX512_BF16, forwards: 257 tokens 8.0 against 14.5 ms, 37 tokens 1.4 against 3.5 ms, 4,097
 tokens 121 against 174 ms; backwards by more). Here the probabilities are made block by block, in the backward pass
-anew, and the work is left to the matrix-product library. An operator of its own, so that torch.compile takes it as it
+anew, and the work is left to the matrix-product library. It is a custom operator, so that torch.compile takes it as it
 is.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Scores held at a time: 2 MB in bfloat16, which stays in a core's cache.
+# Scores in memory at a time: 2 MB in bfloat16, which stays in a core's cache.
 BLOCK_SCORES = 2**20
 
 
@@ -32,7 +32,7 @@ def attend_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _blocks(tokens: int) -> tuple[int, int]:
-    """Heads and rows whose scores are held at a time."""
+    """Heads and rows whose scores are in memory at a time."""
     return max(1, BLOCK_SCORES // tokens**2), min(tokens, max(64, BLOCK_SCORES // tokens))
 
 

@@ -67,7 +67,7 @@ class ViTConfig:
         if self.in_channels not in (1, 3):
             raise ConfigError(f"in_channels: {self.in_channels}; use 1 (gray) or 3 (RGB)")
         if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"drop_path: {self.drop_path}; it must lie in [0, 1)")
+            raise ConfigError(f"drop_path: {self.drop_path}; it must be in [0, 1)")
         if self.registers < 0:
             raise ConfigError(f"registers: {self.registers}; it must not be negative")
 

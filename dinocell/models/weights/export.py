@@ -165,7 +165,7 @@ def _write_hugging_face(folder: Path, model: VisionTransformer) -> Path:
 
 
 def timm_state(state: State) -> State:
-    """Upstream names and tensors → those of timm's DINOv2 models, which hold no mask token."""
+    """Upstream names and tensors → those of timm's DINOv2 models, which have no mask token."""
     renamed = {key.replace(".w12.", ".fc1.").replace(".w3.", ".fc2."): value for key, value in state.items()}
     del renamed["mask_token"]
     if "register_tokens" in renamed:

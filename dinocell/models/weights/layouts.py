@@ -69,7 +69,7 @@ def read_weights(path: str | Path) -> Weights:
         tensors, metadata = read_safetensors(file)
         config = _stored_config(file, metadata.get(CONFIG_KEY, "{}")) or _model_config(file, tensors)
     else:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in DINO v1's full checkpoints; holds no code
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in DINO v1's full checkpoints; contains no code
             content = load_file(file)
         run_config = content.get("config")
         if isinstance(run_config, Mapping) and isinstance(run_config.get("model"), Mapping):
@@ -84,15 +84,16 @@ def _stored_config(file: Path, text: str) -> Mapping[str, Any]:
     try:
         config = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"{file}: its configuration is no JSON ({error}); get the file again") from error
+        raise CheckpointError(f"{file}: its configuration is not JSON ({error}); get the file again") from error
     if not isinstance(config, Mapping):
-        raise CheckpointError(f"{file}: its configuration is a {type(config).__name__}, no mapping; get the file again")
+        kind = type(config).__name__
+        raise CheckpointError(f"{file}: its configuration is a {kind}, not a mapping; get the file again")
     return config
 
 
 def _model_config(file: Path, tensors: State) -> Mapping[str, Any]:
-    """The backbone in the config.json beside a fine-tuned model's tensors, which cannot tell how positions are
-    interpolated; empty for tensors of other software, whatever lies beside them."""
+    """The backbone in the config.json beside a fine-tuned model's tensors, which do not say how positions are
+    interpolated; empty for tensors of other software, whatever is stored beside them."""
     beside = file.with_name("config.json")
     if not beside.is_file() or not any(name.startswith("decoder.") for name in tensors):
         return {}
@@ -130,7 +131,7 @@ def _weights_file(path: Path) -> Path:
     checkpoint = run_checkpoint(path) or exported  # what a run exported may be older than its checkpoints
     if checkpoint is None:
         raise CheckpointError(
-            f"{path}: holds no {BACKBONE_NAME}, model.safetensors, pytorch_model.bin or whole checkpoints/step_*.pt"
+            f"{path}: contains no {BACKBONE_NAME}, model.safetensors, pytorch_model.bin or whole checkpoints/step_*.pt"
         )
     return checkpoint
 
@@ -156,7 +157,8 @@ def canonical(tensors: State, origin: str) -> tuple[str, State]:
     prefix = _backbone_prefix(named)
     if prefix is None:
         sample = ", ".join(list(named)[:3]) or "no tensors"
-        raise CheckpointError(f"{origin}: holds no ViT backbone (found {len(named)} tensors: {sample}…); {_SUPPORTED}")
+        found = f"{len(named)} tensors: {sample}…"
+        raise CheckpointError(f"{origin}: contains no ViT backbone (found {found}); {_SUPPORTED}")
     state = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
     layout, state = _rename(state)
     if "patch_embed.proj.weight" not in state or "pos_embed" not in state:
@@ -165,7 +167,7 @@ def canonical(tensors: State, origin: str) -> tuple[str, State]:
 
 
 def _backbone_prefix(named: State) -> str | None:
-    """What stands before the backbone's names: a teacher's if there is one, else the shortest."""
+    """Prefix of the backbone's names: a teacher's if there is one, else the shortest."""
     prefixes = [key.removesuffix("cls_token") for key in named if re.search(r"(^|\.)cls_token$", key)]
     prefixes = [prefix.removesuffix("embeddings.") for prefix in prefixes]
     return min(prefixes, key=lambda prefix: ("teacher" not in prefix, len(prefix)), default=None)
@@ -195,7 +197,7 @@ def _from_hugging_face(state: State) -> State:
 
 
 def _is_packed_swiglu(state: State) -> bool:
-    """Whether an MLP's first layer is twice as wide as its second reads: timm's names for ViT-g's SwiGLU."""
+    """True if an MLP's first layer is twice as wide as its second reads: timm's names for ViT-g's SwiGLU."""
     first, second = (state.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
     return first is not None and second is not None and first.shape[0] == 2 * second.shape[1]
 

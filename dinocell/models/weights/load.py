@@ -35,7 +35,7 @@ FORMAT = "dinocell-backbone-1"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What happened to every tensor of a weights file."""
+    """Report on every tensor of a weights file."""
 
     file: str
     sha256: str
@@ -85,7 +85,7 @@ def load_backbone(
 
     Raises:
         ConfigError: there is no such file.
-        CheckpointError: the file is unreadable, or holds no fitting backbone.
+        CheckpointError: the file is unreadable, or contains no fitting backbone.
         ConfigError: `patch_size` does not divide `image_size`.
     """
     weights = read_weights(path)
@@ -161,7 +161,7 @@ def _infer_config(weights: Weights) -> ViTConfig:
 def _adapt_patches(
     state: State, source: ViTConfig, patch: int, channels: int | None, method: PatchResize
 ) -> tuple[list[str], list[str]]:
-    """Resize the patch filters and change their channels, in place; returns what was resized and what to tell."""
+    """Resize the patch filters and change their channels, in place; returns what was resized and what to report."""
     resized, notes = [], []
     weight = state["patch_embed.proj.weight"]
     bias = state.get("patch_embed.proj.bias", weight.new_zeros(weight.shape[0]))
@@ -204,17 +204,17 @@ def _adapt_positions(state: State, config: ViTConfig) -> list[str]:
 
 
 def _fill_absent(state: State, config: ViTConfig) -> tuple[list[str], list[str]]:
-    """Give values to what some layouts lack, in place; returns the names and what to tell."""
+    """Give values to what some layouts lack, in place; returns the names and what to report."""
     missing: list[str] = []
     notes: list[str] = []
     mask = state.get("mask_token")
     if mask is None or not mask.any():
-        # A fixed seed of its own: every process of a run must start from the same token.
+        # A fixed, separate seed: every process of a run must start from the same token.
         token = torch.zeros(1, config.embed_dim)
         nn.init.trunc_normal_(token, std=0.02, generator=torch.Generator().manual_seed(0))
         state["mask_token"] = token
         why = "all zeros (trained without masking)" if mask is not None else "absent"
-        notes.append(f"mask_token was {why}: initialised, truncated normal, std 0.02")
+        notes.append(f"mask_token was {why}: initialized, truncated normal, std 0.02")
         missing += ["mask_token"] if mask is None else []
     gammas = [f"blocks.{i}.{name}.gamma" for i in range(config.num_blocks) for name in ("ls1", "ls2")]
     if not any(name in state for name in gammas):

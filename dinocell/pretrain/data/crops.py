@@ -67,7 +67,7 @@ def find_images(roots: Sequence[str]) -> list[str]:
     """Every image under the roots; of a folder written by `dinocell curate`, its crops.
 
     Raises:
-        ConfigError: a root is missing or there is no image at all.
+        ConfigError: a root is missing or has no image.
     """
     sources = [str(Path(root) / "crops") if (Path(root) / "manifest.csv").is_file() else root for root in roots]
     paths = [str(path) for path in list_images(sources)]
@@ -100,7 +100,7 @@ class CropDataset(Dataset[Sample]):
         self._order = np.empty(0, np.int64)
 
     def image_index(self, number: int) -> int:
-        """Which image sample `number` shows: every image once per pass, each pass in its own random order."""
+        """Index of the image of sample `number`: every image once per pass, each pass in its own random order."""
         epoch, position = divmod(number, len(self.paths))
         if epoch != self._epoch:
             rng = np.random.default_rng((self.config.seed, _ORDER_STREAM, epoch))

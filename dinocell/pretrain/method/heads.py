@@ -15,7 +15,7 @@ class PrototypeLayer(nn.Module):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(prototypes, 1))
         self.weight_v = nn.Parameter(torch.empty(prototypes, in_features))
-        # the default initialisation of nn.Linear, as upstream; only the direction counts
+        # the default initialization of nn.Linear, as upstream; only the direction counts
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:

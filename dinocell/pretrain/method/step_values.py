@@ -1,4 +1,4 @@
-"""What changes from step to step: learning rates, weight decay, EMA momentum, teacher temperature."""
+"""Values that change from step to step: learning rates, weight decay, EMA momentum, teacher temperature."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the student has to predict."""
+    """Targets of the student."""
 
     cls: Tensor | None  # [2, B, K], both global crops in the order of the batch
     patches: Tensor | None  # [M, K]

@@ -45,7 +45,7 @@ class BestTeacher:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the monitor has not improved for `monitor.patience` probes."""
+        """True if the monitor has not improved for `monitor.patience` probes."""
         return bool(self.patience) and self.stale >= self.patience
 
     def state_dict(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""What the teacher's features are good for, measured while it trains: nearest neighbours and a linear probe.
+"""Probes of the teacher's features during training: nearest neighbours and a linear probe.
 
 Continuing DINOv2 can wreck its features within thousands of images while the loss still falls, so features are put to
-small tests that need no training: does a crop's CLS token find crops of its own source (a sub-folder of the data), and
-do patch tokens tell cells from background on a few labelled images?
+small tests that need no training: does a crop's CLS token find crops of the same source (a sub-folder of the data), and
+do patch tokens distinguish cells from background on a few labelled images?
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIN_PATCHES = 20  # of each class, among the references and among the queries
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Images and what should be told from their features; the first `references` are looked up, the rest asked.
+    """Images and what their features should reveal; the first `references` are looked up, the rest asked.
 
     Attributes:
         images: uint8 (H, W), all of one size.

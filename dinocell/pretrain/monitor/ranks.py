@@ -1,4 +1,4 @@
-"""Signs of life and of collapse: effective rank of the teacher's features, in numbers and in words."""
+"""Collapse monitoring: effective rank of the teacher's features."""
 
 from __future__ import annotations
 

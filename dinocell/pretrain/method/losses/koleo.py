@@ -34,7 +34,7 @@ def koleo_loss(tokens: Tensor, across_ranks: bool = False) -> Tensor:
         across_ranks: look for neighbours in the batches of all ranks (B equal on all), not only in this one.
 
     Returns:
-        Scalar, finite for duplicates (which get no gradient); 0 where there is no neighbour at all.
+        Scalar, finite for duplicates (which get no gradient); 0 without any neighbour.
     """
     with torch.autocast(tokens.device.type, enabled=False):
         rows = F.normalize(tokens.float(), eps=_EPS, dim=-1)  # [B, D]
