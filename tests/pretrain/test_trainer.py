@@ -316,7 +316,7 @@ def test_errors_are_one_line_with_the_remedy(images: Path, straight: Path, tmp_p
 
 
 def test_weights_of_another_architecture_are_refused(images: Path, straight: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"hold a vit_tiny, .* asks for vit_small; set model\.arch=vit_tiny"):
+    with pytest.raises(ConfigError, match=r"contain a vit_tiny, .* asks for vit_small; set model\.arch=vit_tiny"):
         run(make(images, tmp_path, weights=str(straight), model__arch="vit_small"))
 
 
