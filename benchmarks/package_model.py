@@ -35,7 +35,7 @@ from recipes import recipe_command
 from dinocell.core import log
 from dinocell.core.config import load as load_config
 from dinocell.core.errors import ConfigError, DataError, run_main
-from dinocell.core.files import atomic_write_text, sha256_of
+from dinocell.core.files import AtomicFolder, atomic_write_text, sha256_of
 from dinocell.datasets.labelled import open_dataset
 from dinocell.evaluation import evaluate_model
 from dinocell.finetune import FinetuneConfig
@@ -297,11 +297,8 @@ def interval(values: Sequence[float]) -> str:
 
 def put(draft: Path, out: Path) -> None:
     """Exchange the folder OUT for a copy of the draft."""
-    fresh = out.with_name(f".{out.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(draft, fresh)
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    with AtomicFolder(out) as fresh:
+        shutil.copytree(draft, fresh, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from dinocell.adapt.report import Findings, write_report
 from dinocell.core import log
 from dinocell.core.config import flatten, to_dict, to_yaml
 from dinocell.core.errors import CheckpointError, ConfigError
-from dinocell.core.files import atomic_write_text, load_file, sha256_of
+from dinocell.core.files import AtomicFolder, atomic_write_text, load_file, sha256_of
 from dinocell.datasets.labelled import LabelledItem, open_dataset
 from dinocell.metrics import ImageScores
 from dinocell.models.packaged import find_model
@@ -283,17 +283,15 @@ def _choose(out: Path, config: AdaptConfig, verdict: Verdict) -> Path:
         "adapted": out / "adapted",
         "control": out / "control" / "model",
     }[verdict.choice]
-    target, fresh = out / "model", out / ".model.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(source, fresh)
-    meta = json.loads((fresh / "config.json").read_text(encoding="utf-8"))
-    meta["adaptation"] = {
-        "from": Path(config.start).name,
-        "choice": verdict.choice,
-        "helped": verdict.helped,
-        "why": list(verdict.sentences),
-    }
-    atomic_write_text(fresh / "config.json", json.dumps(meta, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    target = out / "model"
+    with AtomicFolder(target) as fresh:
+        shutil.copytree(source, fresh, dirs_exist_ok=True)
+        meta = json.loads((fresh / "config.json").read_text(encoding="utf-8"))
+        meta["adaptation"] = {
+            "from": Path(config.start).name,
+            "choice": verdict.choice,
+            "helped": verdict.helped,
+            "why": list(verdict.sentences),
+        }
+        atomic_write_text(fresh / "config.json", json.dumps(meta, indent=2) + "\n")
     return target

@@ -92,4 +92,4 @@ def unsure_pixels(result: SegmentationResult) -> NDArray[np.uint8]:
 def _write_png(path: Path, array: NDArray[Any]) -> None:
     ok, encoded = cv2.imencode(".png", array)
     assert ok
-    atomic_write_bytes(path, encoded.tobytes())
+    atomic_write_bytes(path, encoded.tobytes(), durable=False)

@@ -1,10 +1,11 @@
-"""Files that are whole or absent, their checksums, and paths that may be remote."""
+"""Files and folders that are whole or absent, their checksums, and paths that may be remote."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import pickle
+import shutil
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +47,44 @@ class AtomicFile:
                 self.temporary.replace(self.path)
         finally:
             self.temporary.unlink(missing_ok=True)
+
+
+class AtomicFolder:
+    """A temporary folder beside `path` that takes its place on success and disappears on failure.
+
+    A folder cannot replace another in one step, so that `path` is absent for a moment; a process killed just then
+    leaves the old content beside it, as a hidden folder that ends in `.old`.
+
+    Args:
+        path: the final name; the folder it is in is made if absent.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir(parents=True)
+        return self.temporary
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._replace()
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _replace(self) -> None:
+        if not self.path.exists():
+            self.temporary.rename(self.path)
+            return
+        old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
+        self.path.rename(old)
+        self.temporary.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def atomic_write_bytes(path: str | Path, data: bytes | memoryview, *, durable: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dinocell.core.files import atomic_write_text
 from dinocell.core.log import format_duration, format_number, info, warning
 
 
@@ -128,9 +129,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path) if row["step"] <= step]
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
+    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _tensorboard(directory: Path, resume_step: int) -> Any:

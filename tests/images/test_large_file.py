@@ -12,7 +12,6 @@ from dinocell.images import large_file, mapped
 from dinocell.images.axes import AXES
 from dinocell.images.gray.bands import to_gray_large
 from dinocell.images.gray.channels import to_gray
-from dinocell.images.listing import list_images
 from dinocell.images.read import open_lazily, read_image
 from dinocell.images.readers import tiff_planes
 
@@ -171,24 +170,6 @@ def test_a_folder_that_is_no_ome_zarr_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(DataError, match=r"empty\.zarr: no OME-Zarr image"):
         read_image(tmp_path / "empty.zarr")
-
-
-def test_label_zarr_is_read_back_and_not_taken_for_an_image(tmp_path: Path) -> None:
-    zarr = pytest.importorskip("zarr")
-    from dinocell.images.readers.zarr import write_label_zarr
-
-    labels = RANDOM.integers(0, 70_000, (1300, 1100), dtype=np.uint32)
-    file = tmp_path / "field_labels.ome.zarr"
-    for _ in range(2):  # a second run replaces the first
-        write_label_zarr(file, labels, 0.25)
-    found = read_image(file)
-    np.testing.assert_array_equal(found.array, labels)
-    assert (found.axes, found.pixel_size, found.array.dtype) == ("YX", 0.25, np.uint32)
-    levels = [zarr.open(str(file))[str(level)] for level in range(3)]
-    assert [level.shape for level in levels] == [(1300, 1100), (650, 550), (325, 275)]
-    np.testing.assert_array_equal(levels[2][:], labels[::4, ::4])
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    assert list_images([tmp_path]) == []
 
 
 @pytest.mark.parametrize("z", ["best", "max", "mean", 1])

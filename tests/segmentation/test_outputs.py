@@ -15,6 +15,7 @@ import tifffile
 from shapely.geometry import shape
 
 from dinocell.core.errors import ConfigError, DataError
+from dinocell.images.listing import list_images
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
 from dinocell.report.colours import flow_colours
@@ -153,6 +154,24 @@ def test_an_image_without_cells_is_written_in_every_format(make_oracle: Make, tm
     assert len(pd.read_csv(tmp_path / "empty_cells.csv")) == 0
     assert json.loads((tmp_path / "empty_cells.geojson").read_text())["features"] == []
     assert zipfile.ZipFile(tmp_path / "empty_rois.zip").namelist() == []
+
+
+def test_label_zarr_is_read_back_and_not_taken_for_an_image(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    from dinocell.segmentation.outputs.label_zarr import write_label_zarr
+
+    labels = np.random.default_rng(0).integers(0, 70_000, (1300, 1100), dtype=np.uint32)
+    file = tmp_path / "field_labels.ome.zarr"
+    for _ in range(2):  # a second run replaces the first
+        write_label_zarr(file, labels, 0.25)
+    found = read_image(file)
+    np.testing.assert_array_equal(found.array, labels)
+    assert (found.axes, found.pixel_size, found.array.dtype) == ("YX", 0.25, np.uint32)
+    levels = [zarr.open(str(file))[str(level)] for level in range(3)]
+    assert [level.shape for level in levels] == [(1300, 1100), (650, 550), (325, 275)]
+    np.testing.assert_array_equal(levels[2][:], labels[::4, ::4])
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert list_images([tmp_path]) == []
 
 
 def test_a_failed_write_leaves_nothing_behind(

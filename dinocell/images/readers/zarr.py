@@ -5,14 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dinocell.core.errors import DataError
 from dinocell.images import axes as axis_rules
@@ -32,8 +29,6 @@ MICRONS = {
 }
 MAX_CHUNKS = 10**7
 """More chunks than this are refused: each is a file."""
-CHUNK = 1024
-SMALLEST_LEVEL = 512
 
 
 def read_zarr(file: Path, max_bytes: int | None) -> ImageFile:
@@ -177,60 +172,3 @@ class _Loader:
         chunk = int(self.array.chunks[self.keep[self.axes.index("Y")]])
         row_bytes = int(np.prod(shape)) // shape[letters.index("Y")] * self.array.dtype.itemsize
         return max(1, BAND_BYTES // max(1, row_bytes) // chunk) * chunk
-
-
-def write_label_zarr(path: Path, labels: npt.NDArray[Any], pixel_size: float | None) -> None:
-    """Labels (H, W) as OME-Zarr 0.4 with a pyramid, written by rows of chunks, in place only once it is whole."""
-    zarr = _zarr(path)
-    from numcodecs import Blosc
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        group = zarr.open_group(str(temporary), mode="w", zarr_format=2)
-        levels: list[Any] = []
-        source: Any = labels
-        while not levels or max(source.shape) > SMALLEST_LEVEL:
-            step = 2 if levels else 1
-            shape = tuple(-(-length // step) for length in source.shape)
-            level = group.create_array(
-                str(len(levels)),
-                shape=shape,
-                dtype=labels.dtype,
-                chunks=(min(CHUNK, shape[0]), min(CHUNK, shape[1])),
-                compressors=Blosc(cname="zstd", clevel=3),
-                chunk_key_encoding={"name": "v2", "separator": "/"},
-            )
-            for top in range(0, shape[0], CHUNK):
-                level[top : top + CHUNK] = np.asarray(source[step * top : step * (top + CHUNK)])[::step, ::step]
-                release(labels)
-            levels.append(level)
-            source = level
-        group.attrs.update(_metadata(path, len(levels), pixel_size))
-        _put(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _metadata(path: Path, levels: int, pixel_size: float | None) -> dict[str, Any]:
-    unit = {"unit": "micrometer"} if pixel_size else {}
-    datasets = [
-        {
-            "path": str(level),
-            "coordinateTransformations": [{"type": "scale", "scale": [(pixel_size or 1.0) * 2**level] * 2}],
-        }
-        for level in range(levels)
-    ]
-    axes = [{"name": name, "type": "space", **unit} for name in "yx"]
-    scales = {"version": "0.4", "name": path.name.split(".")[0], "axes": axes, "datasets": datasets}
-    return {"multiscales": [scales], "image-label": {"version": "0.4"}}
-
-
-def _put(temporary: Path, path: Path) -> None:
-    if path.exists():
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(path)

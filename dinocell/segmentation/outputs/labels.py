@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dinocell.images.readers.zarr import write_label_zarr
 from dinocell.labels.files import write_labels
 from dinocell.segmentation.outputs.format import Format, PlaneOutput
+from dinocell.segmentation.outputs.label_zarr import write_label_zarr
 
 
 def _write_tiff(path: Path, output: PlaneOutput) -> None:
