@@ -6,7 +6,8 @@ Expect crops/, manifest.csv, rejected.csv and contact_sheet.html in DIR, at abou
 images of 0.5 megapixels. Interrupted or killed, the same command goes on where it stopped. `--help` lists every key.
 """
 
-from dinocell.cli.train import curate
+from dinocell.cli.train.curate import main
+from dinocell.core.errors import run_main
 
 if __name__ == "__main__":
-    curate.main()
+    run_main(main)

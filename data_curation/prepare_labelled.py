@@ -6,7 +6,8 @@ FORMAT is a layout such as coco or a preset of data_curation/configs such as liv
 download SRC. Expect images/ and masks/ for each split, dataset.yaml and prepare_report.csv in DIR. `--help` lists all.
 """
 
-from dinocell.cli.train import prepare
+from dinocell.cli.train.prepare import main
+from dinocell.core.errors import run_main
 
 if __name__ == "__main__":
-    prepare.main()
+    run_main(main)

@@ -6,8 +6,8 @@ Writes evaluation.json, per_image.csv, report.html and the predicted label image
 beside the model folder) and prints the table.
 """
 
-from dinocell.cli.use.evaluate_model import run
+from dinocell.cli.use.evaluate import main
 from dinocell.core.errors import run_main
 
 if __name__ == "__main__":
-    run_main(run)
+    run_main(main)

@@ -10,8 +10,8 @@ OUTPUT_DIR/model (what `dinocell segment --model` takes) and OUTPUT_DIR/report.h
 interrupted run. `--help` lists every setting.
 """
 
-from dinocell.cli.recipe import recipe_main
-from dinocell.finetune import FinetuneConfig, run
+from dinocell.cli.train.finetune import main
+from dinocell.core.errors import run_main
 
 if __name__ == "__main__":
-    recipe_main(FinetuneConfig, run, __doc__ or "")
+    run_main(main, None, __doc__)

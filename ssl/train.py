@@ -9,8 +9,8 @@ checkpoint that `python ssl/export_backbone.py RUN --to backbone` turns into bac
 interruption of any kind the same command continues where the run was.
 """
 
-from dinocell.cli.recipe import recipe_main
-from dinocell.pretrain import PretrainConfig, run
+from dinocell.cli.train.pretrain import main
+from dinocell.core.errors import run_main
 
 if __name__ == "__main__":
-    recipe_main(PretrainConfig, run, __doc__)
+    run_main(main, None, __doc__)

@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
 UPPER: dict[str, set[str]] = {
     "adapt": {"cli", "cluster", "demo", "napari", "export"},
     "demo": {"cli", "cluster", "napari", "export", "adapt"},
-    "cluster": {"napari", "demo", "adapt", "export"},
+    "cluster": {"cli", "napari", "demo", "adapt", "export"},
     "cli": {"napari"},
 }
 WITHOUT_TORCH = ("metrics", "labels", "curation", "images")

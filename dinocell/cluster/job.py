@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dinocell.cluster import records, stages
+from dinocell.cluster import records
 from dinocell.cluster.array import Array
-from dinocell.cluster.stages import Stage
+from dinocell.cluster.stages import Share, StageSpec
 from dinocell.core import log
 from dinocell.core.errors import DinoCellError
 
@@ -28,7 +28,7 @@ class StageJob:
     With an `array` it does the share `index` of it, or with `index` None the merge.
     """
 
-    stage: Stage
+    stage: StageSpec[Any]
     arguments: list[str]
     directory: str
     max_requeues: int = 20
@@ -62,7 +62,7 @@ class StageJob:
 
     def _watch_term(self, place: JobPlace) -> None:
         """submitit drops SIGTERM. A training run notes it and saves; the others, whose results are files, leave."""
-        if self.stage not in stages.ARRAY_STAGES:
+        if not self.stage.is_array:
             early: list[int] = []
             signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
             from dinocell.training.signals import note_early_term  # imports torch, which takes seconds
@@ -84,15 +84,16 @@ class StageJob:
         signal.signal(signal.SIGTERM, leave)
 
     def _work(self) -> int:
-        array = self.array
+        stage, settings, array = self.stage, self.stage.parse(self.arguments), self.array
         if array is None:
-            return stages.run(self.stage, self.arguments)
+            return stage.run(settings)
+        assert stage.share is not None and stage.merge is not None
         if self.index is not None:
-            stages.run_share(self.stage, self.arguments, self.index, array.count, array.since)
+            stage.share(settings, Share(index=self.index, count=array.count, since=array.since))
             array.finish(self.index)
             return 0
         array.check_complete()
-        code = stages.merge(self.stage, self.arguments, array.count, array.since)
+        code = stage.merge(settings, array.count, array.since)
         array.close()
         return code
 

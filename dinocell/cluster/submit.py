@@ -7,25 +7,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from dinocell.cluster import records, stages
+from dinocell.cluster import records
 from dinocell.cluster.array import Array
 from dinocell.cluster.follow import Watch, follow_job
 from dinocell.cluster.job import LOCAL_STARTS, StageJob
 from dinocell.cluster.profile import Profile, submitit_parameters, take_profile
-from dinocell.cluster.stages import Plan, Stage
+from dinocell.cluster.stages import Plan, Stages, StageSpec, array_stages, find_stage
 from dinocell.core import config, log
 from dinocell.core.errors import ConfigError
 
 USAGE = """Submit a stage as a SLURM job through submitit.
 
 usage: slurm/submit.py {stages} [--profile FILE] [--config FILE]
-                       [--array N] [--dry-run | --local] [--wait | --follow] [key=value …]
+                       [--array N] [--print-config | --dry-run | --local] [--wait | --follow] [key=value …]
 
   --profile FILE   the cluster's settings (slurm/profiles/*.yaml); profile.KEY=VALUE overrides one of them
   --config FILE    the stage's recipe; every other argument is the stage's own, as for its script
-  --array N        curate, segment, evaluate: a job array of N tasks, each with its share of the images, and a last
+  --array N        {arrays}: a job array of N tasks, each with its share of the images, and a last
                    job that merges; the same command again submits only the tasks that have not finished
+  --print-config   print the stage's resolved settings instead of submitting it
   --dry-run        print the sbatch script instead of submitting it
   --local          run the same job on this machine, without SLURM, and wait for it
   --wait           wait for the end and exit with the job's code (0 done, 75 stopped and saved, else failed)
@@ -35,26 +37,33 @@ Every profile key:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The `slurm/submit.py` command."""
+def main(stages: Stages, argv: Sequence[str] | None = None) -> int:
+    """Run the `slurm/submit.py` command; `stages` is the table of commands that can be jobs."""
     command = list(sys.argv[1:] if argv is None else argv)
     if not command or "-h" in command or "--help" in command:
-        print(USAGE.replace("{stages}", "{" + ",".join(stages.STAGES) + "}") + config.describe(Profile))
+        print(USAGE.format(stages="{" + ",".join(stages) + "}", arrays=array_stages(stages)) + config.describe(Profile))
         return 0
-    stage = stages.known_stage(command[0])
-    flags = {flag: flag in command for flag in ("--local", "--dry-run", "--wait", "--follow")}
-    count, rest = _take_count(stage, [a for a in command[1:] if a not in flags])
+    stage = find_stage(stages, command[0])
+    flags = {flag: flag in command for flag in ("--local", "--print-config", "--dry-run", "--wait", "--follow")}
+    count, rest = _take_count([a for a in command[1:] if a not in flags])
     profile, arguments = take_profile(rest)
+    if count is not None and not stage.is_array:
+        raise ConfigError(f"--array: {stage.name} is one job; arrays are for {array_stages(stages)}")
+    planned = stage.plan(stage.parse(arguments))
+    if count is not None and planned.one_job:
+        raise ConfigError(f"--array: {planned.one_job}")
     _check_processes(stage, profile)
-    planned = stages.plan(stage, arguments)
     job = StageJob(stage=stage, arguments=arguments, directory=str(Path.cwd()), max_requeues=profile.max_requeues)
+    if flags["--print-config"]:
+        print(planned.settings, end="")
+        return 0
     if flags["--dry-run"]:
         print(sbatch_script(profile, count))
         return 0
     if count is None:
         array, jobs = None, [job]
     else:
-        array = Array.of(planned.run_folder, stage, arguments, count)
+        array = Array.of(planned.run_folder, stage.name, arguments, count)
         array.begin()
         jobs = [replace(job, array=array, index=index) for index in array.missing()]
         log.info(f"array   {len(jobs)} of {count} tasks to do")
@@ -68,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return follow_job(watch, show=flags["--follow"]) if flags["--wait"] or flags["--follow"] else 0
 
 
-def _take_count(stage: Stage, arguments: list[str]) -> tuple[int | None, list[str]]:
+def _take_count(arguments: list[str]) -> tuple[int | None, list[str]]:
     """Split `--array N` off a command line."""
     for place, argument in enumerate(arguments):
         name, separator, value = argument.partition("=")
@@ -76,18 +85,16 @@ def _take_count(stage: Stage, arguments: list[str]) -> tuple[int | None, list[st
             used = 1 if separator else 2
             value = value if separator else (arguments[place + 1 : place + 2] or [""])[0]
             if not value.isdigit() or int(value) < 1:
-                raise ConfigError(f"--array: {value!r} is no number of tasks; give 1 or more")
-            if stage not in stages.ARRAY_STAGES:
-                raise ConfigError(f"--array: {stage} is one job; arrays are for {', '.join(stages.ARRAY_STAGES)}")
+                raise ConfigError(f"--array: {value!r} is not a number of tasks; give 1 or more")
             return int(value), arguments[:place] + arguments[place + used :]
     return None, arguments
 
 
-def _check_processes(stage: Stage, profile: Profile) -> None:
+def _check_processes(stage: StageSpec[Any], profile: Profile) -> None:
     processes = profile.nodes * profile.tasks_per_node
-    if stage in stages.ARRAY_STAGES and processes > 1:
+    if stage.is_array and processes > 1:
         raise ConfigError(
-            f"profile: {stage} is one process, not {processes} that would all do the same; set profile.nodes=1 "
+            f"profile: {stage.name} is one process, not {processes} that would all do the same; set profile.nodes=1 "
             "profile.tasks_per_node=1 (and at most one GPU), and --array N to share the images among N jobs"
         )
 

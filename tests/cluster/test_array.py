@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinocell.cli.stages import STAGES
 from dinocell.cluster.array import Array
 from dinocell.cluster.job import StageJob
-from dinocell.cluster.stages import Stage
 from dinocell.core.errors import DataError
 from dinocell.datasets.synthetic.sample import write_sample
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
@@ -29,11 +29,11 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_array(stage: Stage, arguments: list[str], out: Path, count: int) -> int:
+def run_array(stage: str, arguments: list[str], out: Path, count: int) -> int:
     """The tasks and the merge as jobs would run them; the merge is refused before the last task has finished."""
     array = Array.of(out, stage, arguments, count)
     array.begin()
-    merge = StageJob(stage=stage, arguments=arguments, directory=str(out), array=array)
+    merge = StageJob(stage=STAGES[stage], arguments=arguments, directory=str(out), array=array)
     for index in range(count):
         with pytest.raises(DataError, match=f"{count - index} of {count} tasks have not finished"):
             merge._work()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dinocell.cluster import stages, submit
+from dinocell.cli.stages import STAGES
+from dinocell.cluster import submit
 from dinocell.cluster.array import Array
 from dinocell.cluster.profile import Profile, failure_lines, submitit_parameters, take_profile
 from dinocell.cluster.records import read_end, write_end
@@ -45,7 +46,7 @@ def test_the_script_holds_what_the_profile_asks_for(images: Path, capsys: pytest
         "extra": "{exclude: n7}",
     }
     profile = [f"profile.{key}={value}" for key, value in wanted.items()]
-    assert submit.main([*curate(images), "--array", "3", "--dry-run", *profile]) == 0
+    assert submit.main(STAGES, [*curate(images), "--array", "3", "--dry-run", *profile]) == 0
     script = capsys.readouterr().out
     for line in (
         "#SBATCH --partition=long",
@@ -76,7 +77,7 @@ def test_the_script_holds_what_the_profile_asks_for(images: Path, capsys: pytest
 )
 def test_mistakes_are_refused_before_submission(images: Path, more: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        submit.main([*curate(images), "--dry-run", *more])
+        submit.main(STAGES, [*curate(images), "--dry-run", *more])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_mistakes_are_refused_before_submission(images: Path, more: list[str], w
 )
 def test_each_stage_checks_its_own_arguments(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        submit.main([*arguments, "--dry-run"])
+        submit.main(STAGES, [*arguments, "--dry-run"])
 
 
 def test_only_unfinished_tasks_are_left_and_the_merge_waits_for_them(tmp_path: Path) -> None:
@@ -154,9 +155,9 @@ def test_every_command_of_the_guides_would_be_submitted(
     monkeypatch.setattr("dinocell.segmentation.image_files", lambda inputs: list(inputs))
     monkeypatch.setattr("dinocell.models.packaged.find_model", lambda model: model)
     commands = guide_commands(repository)
-    assert {command[0] for command in commands} == set(stages.STAGES)
+    assert {command[0] for command in commands} == set(STAGES)
     for command in commands:
-        assert submit.main([*command, "--dry-run"]) == 0
+        assert submit.main(STAGES, [*command, "--dry-run"]) == 0
         assert "srun" in capsys.readouterr().out
 
 

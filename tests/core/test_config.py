@@ -8,7 +8,6 @@ from typing import Literal
 
 import pytest
 
-from dinocell.cli.recipe import recipe_main
 from dinocell.core import config
 from dinocell.core.errors import ConfigError
 
@@ -93,27 +92,6 @@ def test_help_lists_every_field_with_type_default_and_unit() -> None:
     assert "train.kind  (cosine | constant; default cosine)" in text
     assert "train.scale  ([number, number]; default [0.3, 1.0] share of the area)" in text
     assert "train.limit  (integer or null; default null steps)" in text
-
-
-def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    def run(cfg: Recipe) -> int:
-        return cfg.seed
-
-    for arguments, code in ((["root=x", "seed=5"], 5), (["root=x", "sed=5"], 2), (["--verbose"], 2), (["--help"], 0)):
-        with pytest.raises(SystemExit) as caught:
-            recipe_main(Recipe, run, "A recipe.", arguments)
-        assert caught.value.code == code
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith("error: ") for line in lines)
-
-
-def test_a_setting_that_is_off_by_default_is_also_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    from dinocell.finetune import FinetuneConfig
-
-    with pytest.raises(SystemExit) as caught:
-        recipe_main(FinetuneConfig, lambda cfg: 0, "", ["--auto-batch", "--print-config", "data.root=x"])
-    assert caught.value.code == 0 and "auto_batch: true" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", ["ssl/configs", "finetune/configs"])

@@ -162,7 +162,7 @@ def test_models_are_listed_for_people_and_programs(
 def test_half_precision_gives_nearly_the_same_maps(built: Path, tmp_path: Path) -> None:
     (built / "MODEL_CARD.md").write_text("# card\n")
     before = (built / "model.safetensors").read_bytes()
-    assert command("halve", str(built), "--out", str(tmp_path / "half")) == 0
+    assert command("export", str(built), "--to", "half", "--out", str(tmp_path / "half")) == 0
     assert (built / "model.safetensors").read_bytes() == before
     half = tmp_path / "half"
     assert (half / "MODEL_CARD.md").read_text() == "# card\n"

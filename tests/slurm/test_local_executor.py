@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from dinocell import pretrain
-from dinocell.cli.recipe import parse_arguments
-from dinocell.core import config
+from dinocell.cli.stages import STAGES
+from dinocell.cli.train.pretrain import parse
+from dinocell.cluster import submit
 from dinocell.core.files import load_file
 from dinocell.datasets.synthetic.sample import write_sample
 from dinocell.training.progress import read_metrics
@@ -48,12 +49,11 @@ def test_a_preempted_local_job_starts_again_and_ends_as_the_plain_script(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     recipe = ["--config", "ssl/configs/vitt8_cpu.yaml", f"data.root={tmp_path / 'sample/unlabelled'}", *SSL]
-    path, overrides, _ = parse_arguments([*recipe, f"output_dir={tmp_path / 'plain'}"])
-    pretrain.run(config.load(pretrain.PretrainConfig, path, overrides))
+    pretrain.run(parse([*recipe, f"output_dir={tmp_path / 'plain'}"]))
 
-    submit = ["ssl", *recipe, f"output_dir={tmp_path / 'local'}", "--local", f"profile.folder={tmp_path}/logs"]
+    line = ["ssl", *recipe, f"output_dir={tmp_path / 'local'}", "--local", f"profile.folder={tmp_path}/logs"]
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(submit.main, submit)
+        job = pool.submit(submit.main, STAGES, line)
         deadline = time.monotonic() + 90
         while not any(row["step"] >= 3 for row in read_metrics(tmp_path / "local" / "metrics.jsonl")):
             assert not job.done() and time.monotonic() < deadline

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from dinocell.cli.stages import STAGES
 from dinocell.cluster import submit
 from dinocell.core.files import load_file
 from dinocell.datasets.synthetic.sample import write_sample
@@ -108,7 +109,9 @@ class Runs:
             patch.chdir(self.repository)
             for key, value in self.slurm.environment.items():
                 patch.setenv(key, value)
-            assert submit.main([*self.command(stage, name), *profile, *more]) == code, said.getvalue() + self.logs()
+            assert submit.main(STAGES, [*self.command(stage, name), *profile, *more]) == code, (
+                said.getvalue() + self.logs()
+            )
         return said.getvalue()
 
     def finish(self, job: str) -> str:

@@ -17,7 +17,6 @@ one column per image and way of feeding it:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,10 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dinocell.cli.arguments import named, words
 from dinocell.core import log
 from dinocell.core.config import from_dict
 from dinocell.core.device import autocast, choose_device, choose_dtype
-from dinocell.core.errors import ConfigError, run_main
+from dinocell.core.errors import ConfigError
 from dinocell.core.files import atomic_write_bytes
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.contrast import to_uint8
@@ -50,12 +50,8 @@ Picture = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and exit the process."""
-    run_main(_main, list(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: list[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="dinocell pca", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +67,7 @@ def _main(argv: list[str]) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", default="pca.png", type=Path)
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words(argv))
     draw(
         options.images,
         options.weights,
@@ -81,6 +77,7 @@ def _main(argv: list[str]) -> None:
         shared=options.projection == "shared",
         device=options.device,
     )
+    return 0
 
 
 def draw(
@@ -144,27 +141,26 @@ def _colour(image: ImageFile) -> Picture | None:
 
 def _backbones(weights: Sequence[str]) -> list[tuple[str, VisionTransformer, PreprocessConfig | None]]:
     """Name, backbone and preprocessing (of models of stage 2) of each `[NAME=]WEIGHTS`."""
-    named: list[tuple[str, VisionTransformer | None, PreprocessConfig | None]] = []
+    rows: list[tuple[str, VisionTransformer | None, PreprocessConfig | None]] = []
     for text in weights:
-        name, separator, path = text.partition("=")
-        path = path if separator else text
+        name, path = named(text)
         if path == "random":
-            named.append((name, None, None))
+            rows.append((name or "random", None, None))
         elif (Path(path) / "model.safetensors").is_file() or path in packaged_models():
             model, meta = load_model_folder(find_model(path))
             preprocessing = from_dict(PreprocessConfig, meta.get("preprocess") or {}, "preprocess")
-            named.append((name if separator else _short(path), model.backbone, preprocessing))
+            rows.append((name or _short(path), model.backbone, preprocessing))
         else:
-            named.append((name if separator else _short(path), load_backbone(path, in_channels=None), None))
-    first = next((backbone for _, backbone, _ in named if backbone is not None), None)
+            rows.append((name or _short(path), load_backbone(path, in_channels=None), None))
+    first = next((backbone for _, backbone, _ in rows if backbone is not None), None)
     if first is None:
         raise ConfigError("--weights: random needs other weights beside it, whose architecture it takes")
-    if len({name for name, _, _ in named}) < len(named):
+    if len({name for name, _, _ in rows}) < len(rows):
         raise ConfigError("--weights: two rows of one name; name them, e.g. before=A after=B")
     torch.manual_seed(0)
     return [
         (name, (backbone or VisionTransformer(first.config)).eval(), preprocessing)
-        for name, backbone, preprocessing in named
+        for name, backbone, preprocessing in rows
     ]
 
 

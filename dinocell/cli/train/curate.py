@@ -1,16 +1,17 @@
-"""The command line of curation, shared by `dinocell curate` and data_curation/curate.py."""
+"""`dinocell curate` and data_curation/curate.py: crops worth training on."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from dinocell.cli.recipe import parse_arguments
-from dinocell.core.config import describe, load, to_yaml
-from dinocell.core.errors import ConfigError, run_main
-from dinocell.curation.config import CurateConfig
-from dinocell.curation.curate import run
+from dinocell import curation
+from dinocell.cli.arguments import Arguments, Syntax, read, setting, split
+from dinocell.cli.recipe import run_command
+from dinocell.cluster.stages import Plan, Share, StageSpec
+from dinocell.core.config import describe, to_yaml
+from dinocell.core.errors import ConfigError
+from dinocell.curation import CurateConfig
 
 USAGE = """From any pile of microscopy images to crops worth training on.
 
@@ -18,16 +19,20 @@ usage: curate SRC… --out DIR [--size 1024] [--axes ZYX] [--crops-per-image 1] 
               [--config FILE] [--print-config] [--merge] [key=value …]
 
 SRC are image files, folders or glob patterns. DIR gets crops/, manifest.csv, rejected.csv and contact_sheet.html.
-Interrupted or killed, the same command goes on where it stopped. On a cluster, job i of n adds shard_index=i
-shard_count=n, and one last job adds --merge instead.
+After an interruption the same command resumes. On a cluster, job i of n adds shard_index=i shard_count=n, and one
+last job adds --merge instead.
 """
-OPTIONS = {
-    "--out": "out",
-    "--size": "size",
-    "--axes": "axes",
-    "--crops-per-image": "crops_per_image",
-    "--workers": "workers",
-}
+SYNTAX = Syntax(
+    config=CurateConfig,
+    settings={
+        "--out": "out",
+        "--size": "size",
+        "--axes": "axes",
+        "--crops-per-image": "crops_per_image",
+        "--workers": "workers",
+    },
+    switches={"--merge": "merge=true"},
+)
 
 
 def parse(arguments: Sequence[str]) -> CurateConfig:
@@ -36,57 +41,53 @@ def parse(arguments: Sequence[str]) -> CurateConfig:
     Raises:
         ConfigError: an unknown option or key, a wrong value, or no SRC or --out.
     """
-    return _parse(arguments)[0]
+    return configure(split(arguments, SYNTAX))
 
 
-def _parse(arguments: Sequence[str]) -> tuple[CurateConfig, bool]:
-    sources, rest = _split(arguments)
-    path, overrides, print_only = parse_arguments(rest)
-    if sources:
-        overrides.append(f"sources={json.dumps(sources)}")
+def configure(given: Arguments) -> CurateConfig:
+    """Config of a split command line; errors as `parse`."""
+    sources = [setting(CurateConfig, "sources", given.files)] if given.files else []
     try:
-        return load(CurateConfig, path, overrides), print_only
+        config: CurateConfig = read(CurateConfig, given, *sources)
     except ConfigError as error:
         if "'sources' is required" in str(error) or "'out' is required" in str(error):
             raise ConfigError("curate needs images and a folder to write to: curate SRC… --out DIR") from error
         raise
+    return config
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Sources, and the rest as the `--config` commands know it."""
-    sources: list[str] = []
-    rest: list[str] = []
-    items = iter(arguments)
-    for item in items:
-        name, separator, value = item.partition("=")
-        if name in OPTIONS:
-            value = value if separator else next(items, "")
-            if not value:
-                raise ConfigError(f"{name} needs a value after it")
-            quoted = json.dumps(value) if name in ("--out", "--axes") else value
-            rest.append(f"{OPTIONS[name]}={quoted}")
-        elif item == "--merge":
-            rest.append("merge=true")
-        elif item == "--config":
-            rest += [item, *([following] if (following := next(items, None)) else [])]
-        elif item.startswith("-") or (separator and name.replace(".", "").replace("_", "").isalpha()):
-            rest.append(item)
-        else:
-            sources.append(item)
-    return sources, rest
+def plan(config: CurateConfig) -> Plan:
+    """Folder and text of the settings."""
+    return Plan(run_folder=Path(config.out), settings=to_yaml(config))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and exit the process."""
-    run_main(_main, list(sys.argv[1:] if argv is None else argv))
+def run(config: CurateConfig) -> int:
+    """Curate; returns the exit code."""
+    curation.run(config)
+    return 0
 
 
-def _main(arguments: list[str]) -> None:
-    if "--help" in arguments or "-h" in arguments:
-        print(f"{USAGE}\nEvery key:\n{describe(CurateConfig)}")
-        return
-    config, print_only = _parse(arguments)
-    if print_only:
-        print(to_yaml(config), end="")
-    else:
-        run(config)
+def share(config: CurateConfig, part: Share) -> None:
+    """Extract one task's share of the files; what is in its journal is done."""
+    curation.run(curation.shards(config, part.count)[part.index])
+
+
+def merge(config: CurateConfig, count: int, since: float) -> int:
+    """Join what the tasks have extracted; returns the exit code."""
+    del count, since  # the journals say what is done
+    curation.merge(config)
+    return 0
+
+
+SPEC = StageSpec(name="curate", parse=parse, plan=plan, run=run, share=share, merge=merge)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(
+        argv,
+        help_text=lambda: f"{USAGE}\nEvery key:\n{describe(CurateConfig)}",
+        syntax=lambda: SYNTAX,
+        configure=configure,
+        run=run,
+    )

@@ -1,20 +1,19 @@
-"""The command line of `dinocell prepare`, shared with data_curation/prepare_labelled.py."""
+"""`dinocell prepare` and data_curation/prepare_labelled.py: labelled data in the layout of training."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinocell.cli.recipe import parse_arguments
-from dinocell.core.config import describe, load, to_yaml
-from dinocell.core.errors import ConfigError, run_main
+from dinocell.cli.arguments import Arguments, Syntax, setting, split, words
+from dinocell.cli.recipe import run_command
+from dinocell.core.config import describe, load
+from dinocell.core.errors import ConfigError
 from dinocell.datasets.prepare.config import PrepareConfig
 from dinocell.datasets.prepare.convert import prepare
 
 PACKAGED = Path(__file__).parents[2] / "datasets" / "prepare" / "presets"
-"""What an installed package holds: setup.py copies the recipes there when it builds one."""
+"""Recipes of an installed package: setup.py copies them there when it builds one."""
 IN_TREE = Path(__file__).parents[3] / "data_curation" / "configs"
 PRESETS = PACKAGED if PACKAGED.is_dir() else IN_TREE
 BUILT_IN = {
@@ -26,7 +25,7 @@ BUILT_IN = {
     "ctc": ["layout=ctc"],
     "binary": ["layout=binary"],
 }
-USAGE = """Convert a published labelled data set to DATASET/{{train,val,test}}/{{images,masks}}.
+USAGE = """Convert a published labelled dataset to DATASET/{{train,val,test}}/{{images,masks}}.
 
 usage: prepare FORMAT SRC --out DIR [--print-config] [key=value …]
 
@@ -36,46 +35,47 @@ DIR also gets dataset.yaml and {report}, which says what was refused and why.
 """
 
 
-def main(argv: Sequence[str] | None = None, presets: Path = PRESETS) -> None:
-    """Run the command and exit the process; `presets` is the folder of named recipes."""
-    run_main(_main, list(sys.argv[1:] if argv is None else argv), presets)
+SYNTAX = Syntax(config=PrepareConfig, settings={"--out": "out"}, valued=())
 
 
-def _main(arguments: list[str], presets: Path) -> None:
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        names = ", ".join(_preset_names(presets)) or "none found here"
-        usage = USAGE.format(layouts=", ".join(BUILT_IN), presets=names, report="prepare_report.csv")
-        print(f"{usage}\nEvery key:\n{describe(PrepareConfig)}")
-        return
-    config, print_only = parse(arguments, presets)
-    if print_only:
-        print(to_yaml(config), end="")
-    else:
-        prepare(config)
+def main(argv: Sequence[str] | None = None, presets: Path = PRESETS) -> int:
+    """Run the command and return its exit code; `presets` is the folder of named recipes."""
+    return run_command(
+        words(argv) or ["--help"],
+        help_text=lambda: _help_text(presets),
+        syntax=lambda: SYNTAX,
+        configure=lambda given: configure(given, presets),
+        run=_run,
+    )
 
 
-def parse(arguments: Sequence[str], presets: Path = PRESETS) -> tuple[PrepareConfig, bool]:
-    """Config of a command line, and whether only to print it.
+def _run(config: PrepareConfig) -> int:
+    prepare(config)
+    return 0
+
+
+def _help_text(presets: Path) -> str:
+    names = ", ".join(_preset_names(presets)) or "none found here"
+    usage = USAGE.format(layouts=", ".join(BUILT_IN), presets=names, report="prepare_report.csv")
+    return f"{usage}\nEvery key:\n{describe(PrepareConfig)}"
+
+
+def parse(arguments: Sequence[str], presets: Path = PRESETS) -> PrepareConfig:
+    """Config of a command line.
 
     Raises:
         ConfigError: an unknown format, no SRC or --out, or a wrong key or value.
     """
-    words: list[str] = []
-    rest: list[str] = []
-    items = iter(arguments)
-    for item in items:
-        if item == "--out" or item.startswith("--out="):
-            value = item.partition("=")[2] or next(items, "")
-            rest.append(f"out={json.dumps(value)}")
-        elif item.startswith("-") or "=" in item:
-            rest.append(item)
-        else:
-            words.append(item)
-    if len(words) != 2 or not any(item.startswith("out=") for item in rest):
+    return configure(split(arguments, SYNTAX), presets)
+
+
+def configure(given: Arguments, presets: Path = PRESETS) -> PrepareConfig:
+    """Config of a split command line; errors as `parse`."""
+    if len(given.files) != 2 or not any(item.startswith("out=") for item in given.settings):
         raise ConfigError("prepare needs a format, a source and a folder: prepare FORMAT SRC --out DIR; see --help")
-    path, base = _format(words[0], presets)
-    _, overrides, print_only = parse_arguments(rest)
-    return load(PrepareConfig, path, [*base, f"src={json.dumps(words[1])}", *overrides]), print_only
+    name, source = given.files
+    path, base = _format(name, presets)
+    return load(PrepareConfig, path, [*base, setting(PrepareConfig, "src", source), *given.settings])
 
 
 def _format(name: str, presets: Path) -> tuple[Path | None, list[str]]:

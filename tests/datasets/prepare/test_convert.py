@@ -49,7 +49,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 def run(name: str, src: Path, *more: str) -> tuple[Path, list[dict[str, str]]]:
     out = src.parent / "prepared"
-    config, _ = parse([name, str(src), "--out", str(out), *more], PRESETS)
+    config = parse([name, str(src), "--out", str(out), *more], PRESETS)
     prepare(config)
     with (out / "prepare_report.csv").open() as file:
         return out, list(csv.DictReader(file))
@@ -438,7 +438,7 @@ def test_presets_are_part_of_an_installed_package(tmp_path: Path) -> None:
 
 def test_presets_are_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config, _ = parse(["livecell", "src", "--out", "o"])
+    config = parse(["livecell", "src", "--out", "o"])
     assert (config.name, config.layout) == ("LIVECell", "coco")
 
 
@@ -458,7 +458,7 @@ def test_wrong_commands(tmp_path: Path) -> None:
     "name", [*BUILT_IN, *(file.stem for file in PRESETS.glob("*.yaml") if "\nlayout:" in file.read_text())]
 )
 def test_every_preset_is_complete(name: str) -> None:
-    config, _ = parse([name, "src", "--out", "o"], PRESETS)
+    config = parse([name, "src", "--out", "o"], PRESETS)
     if name not in BUILT_IN:
         assert config.name and config.licence and config.citation
         assert config.source != "unknown"

@@ -1,0 +1,40 @@
+"""`dinocell pretrain`: stage 1, self-supervised training on unlabelled crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dinocell.cli.recipe import recipe_main, recipe_parse, recipe_plan, run_stage
+from dinocell.cluster.stages import StageSpec
+
+if TYPE_CHECKING:
+    from dinocell.pretrain import PretrainConfig
+
+
+def parse(arguments: Sequence[str]) -> PretrainConfig:
+    """Config of a command line.
+
+    Raises:
+        ConfigError: an unknown option or key, or a wrong value.
+    """
+    from dinocell.pretrain import PretrainConfig
+
+    return recipe_parse(PretrainConfig, arguments)
+
+
+def run(config: PretrainConfig) -> int:
+    """Train; returns the exit code."""
+    from dinocell import pretrain
+
+    return run_stage(pretrain.run, config)
+
+
+SPEC = StageSpec(name="ssl", parse=parse, plan=recipe_plan, run=run)
+
+
+def main(argv: Sequence[str] | None = None, description: str = "Stage 1: self-supervised training on crops.") -> int:
+    """Run the command and return its exit code."""
+    from dinocell.pretrain import PretrainConfig
+
+    return recipe_main(PretrainConfig, run, description, argv)

@@ -1,0 +1,38 @@
+"""Commands that a recipe drives: exit codes, options for settings that are off, and the printed config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from dinocell.cli.recipe import recipe_main, recipe_parse
+from dinocell.core import config
+from dinocell.core.errors import run_main
+from dinocell.finetune import FinetuneConfig
+from dinocell.pretrain import PretrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    root: tuple[str, ...] = config.field(doc="folders of images")
+    seed: int = config.field(0, "seed")
+
+
+def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(cfg: Recipe) -> int:
+        return cfg.seed
+
+    for arguments, code in ((["root=x", "seed=5"], 5), (["root=x", "sed=5"], 2), (["--verbose"], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as caught:
+            run_main(recipe_main, Recipe, run, "A recipe.", arguments)
+        assert caught.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+
+
+def test_a_setting_that_is_off_by_default_is_also_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe_main(FinetuneConfig, lambda cfg: 1, "", ["--auto-batch", "--print-config", "data.root=x"]) == 0
+    assert "auto_batch: true" in capsys.readouterr().out
+    assert recipe_parse(PretrainConfig, ["--compile", "data.root=x", "output_dir=o"]).compile
