@@ -16,7 +16,7 @@ from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
 from dinocell.images.gray.streamed import StreamedInput
 from dinocell.objectives.flows.targets import masks_to_flows
 from dinocell.predict.large.regions import WholePicture
-from dinocell.segmentation import Segmenter, diameter, run
+from dinocell.segmentation import Segmenter, run
 from dinocell.segmentation.diameter import Estimate, Trained, training_diameters
 
 KNOWN = 20.0
@@ -112,38 +112,72 @@ def test_a_single_cell_that_fills_much_of_the_picture_is_enough(side: int) -> No
     assert found.diameter == pytest.approx(2 * side / np.sqrt(np.pi), rel=0.12)
 
 
+class Askew(KnowsOneSize):
+    """Flows of blobs of the known size, turned by an angle that makes their mean squared error `error`."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.cosine = 1 - error / 2  # |turned - straight|² = 2 - 2 cos, of unit vectors
+
+    def look(self, z: np.ndarray) -> np.ndarray:
+        dy, dx, probability = super().look(z)
+        sine = np.sqrt(1 - self.cosine**2)
+        return np.stack([self.cosine * dy - sine * dx, sine * dy + self.cosine * dx, probability]).astype(np.float32)
+
+
+def some_disks(count: int, height: int, width: int) -> np.ndarray:
+    """`count` disks of the known diameter, each in a square of 25 px, from the corner of an image, uint8."""
+    labels = np.zeros((height, width), np.uint8)
+    for number in range(count):
+        y, x = 25 * (number // 5), 25 * (number % 5)
+        labels[y : y + 25, x : x + 25] = field(KNOWN, 34)[5:30, 5:30]
+    return np.maximum(labels, 20)
+
+
+def found_in(image: np.ndarray, error: float, far: float = 0.0) -> Estimate:
+    """By flows off by `error`, in an image whose own scale is `far` factors of two above that of the training."""
+    model = segmenter()
+    model.model = Askew(error)
+    model.meta["training"]["datasets"] = [{"diameter": KNOWN, "scale": 2.0**-far}]
+    return model.estimate_diameter(WholePicture(preprocess_plane(image, PreprocessConfig(clahe=False))))
+
+
 @pytest.mark.parametrize(
     ("far", "believed", "warns"),  # above 0: enlarged, where specks pass for cells
     [(0.0, True, False), (-2.0, True, True), (-4.0, False, True), (1.0, True, True), (2.0, False, True)],
 )
 def test_cells_that_fit_badly_are_believed_near_the_usual_scale_only(far: float, believed: bool, warns: bool) -> None:
-    def look(*_: object) -> Estimate:
-        return Estimate(scale=1, diameter=20, cells=100, error=0.45, far=far)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diameter, "_look", look)
-        found = segmenter().estimate_diameter(WholePicture(np.eye(80, dtype=np.float32)))
-    assert (found.diameter is not None) == believed
+    found = found_in(some_disks(25, 125, 125), error=0.45, far=far)
+    assert found.diameter == (pytest.approx(KNOWN, rel=0.02) if believed else None)
     assert found.note.severity == ("warning" if warns else "info")
-    assert ("perhaps 20 px" in found.note.text) == (believed and warns)
+    assert ("perhaps 20.1 px" in found.note.text) == (believed and warns)
 
 
 @pytest.mark.parametrize("far", [-3.0, 3.0])
 def test_one_cell_is_no_evidence_for_a_scale_far_from_the_usual_one(far: float) -> None:
-    def estimate(cells: int, far: float) -> Estimate:
-        return Estimate(scale=1, diameter=220, cells=cells, error=0.03, far=far, share=0.35)
-
-    assert diameter._fit(estimate(1, far)) == np.inf  # a colony shrunk to a dot; a speck enlarged to a cell
-    assert diameter._fit(estimate(1, far / 2)) < diameter.SURE
-    assert diameter._fit(estimate(3, far)) < diameter.SURE
+    one, three = some_disks(1, 30, 30), some_disks(3, 30, 80)
+    assert found_in(one, error=0.03, far=far).diameter is None  # a colony shrunk to a dot; a speck enlarged to a cell
+    assert found_in(one, error=0.03, far=far / 2).diameter == pytest.approx(KNOWN, rel=0.02)
+    assert found_in(three, error=0.03, far=far).diameter == pytest.approx(KNOWN, rel=0.02)
 
 
-def test_evidence_is_the_number_of_cells_and_what_they_cover() -> None:
-    def doubt(cells: int, share: float) -> float:
-        return diameter._doubtful_error(Estimate(scale=1, diameter=20, cells=cells, error=0.1, share=share))
-
-    assert doubt(1, 0) > doubt(2, 0) > doubt(2, 0.25) > doubt(20, 0.25) > 0.1
-    assert doubt(1, 0.5) == pytest.approx(doubt(21, 0))
+@pytest.mark.parametrize(
+    ("cells", "size", "error", "believed"),
+    [
+        (1, 128, 0.1, False),
+        (2, 128, 0.1, True),
+        (2, 128, 0.35, False),
+        (20, 128, 0.35, True),
+        (2, 50, 0.35, True),  # they fill a quarter of the image, not a twentieth
+        (1, 25, 0.35, True),  # half of it
+    ],
+)
+def test_evidence_is_the_number_of_cells_and_what_they_cover(
+    cells: int, size: int, error: float, believed: bool
+) -> None:
+    found = found_in(some_disks(cells, size, size), error)
+    assert found.cells == cells
+    assert found.diameter == (pytest.approx(KNOWN, rel=0.02) if believed else None)
 
 
 @pytest.mark.parametrize("kind", ["scaled by", "image scale kept", "not sure"])
