@@ -193,7 +193,7 @@ class Objective(ABC):
     def decode_with_notes(self, prediction: Array, frame: Frame | None = None) -> Decoded:
         """Turn raw maps (K, H, W) into labels, and say what was dropped; prints nothing.
 
-        `frame` says where the maps lie in a larger image; without it they are the image.
+        `frame` is the position of the maps in a larger image; without it they are the image.
         """
 
     def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
@@ -211,15 +211,14 @@ class Objective(ABC):
         return self.cell_probability(maps) > self.config.threshold
 
     def vectors(self, maps: Array) -> Array | None:
-        """Return the vector field (2, H, W) of raw maps (K, H, W), y then x, at the scale of the targets; None without
-        one."""
+        """Return the vector field (2, H, W), y then x, of raw maps (K, H, W) at the scale of the targets, if any."""
         return None
 
     # ---- choosing how to decode -----------------------------------------------------------------------------------
 
     @abstractmethod
     def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
-        """Values worth trying on validation images, by name of the setting of `ObjectiveConfig`."""
+        """List values worth trying on validation images, by name of the setting of `ObjectiveConfig`."""
 
     def without_check(self) -> ObjectiveConfig:
         """Return the settings that keep cells which disagree with their maps; the same ones without a `cell_check`."""
@@ -265,7 +264,7 @@ def total_loss(terms: Mapping[str, Tensor]) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Σ(values · weight) / Σweight, and a finite 0 with zero gradient when every weight is 0.
+    """Compute Σ(values · weight) / Σweight, and a finite 0 with zero gradient when every weight is 0.
 
     Args:
         values: [B, H, W] loss per pixel.
@@ -276,7 +275,7 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def turn(maps: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-    """Flips, then counter-clockwise quarter turns, of maps (K, H, W) whose values do not depend on direction."""
+    """Flip, then turn counter-clockwise by quarters, maps (K, H, W) whose values do not depend on direction."""
     if flip_y:
         maps = maps[:, ::-1]
     if flip_x:

@@ -22,7 +22,7 @@ EIGHT = np.ones((3, 3), bool)
 
 
 def masks_to_distance(labels: npt.ArrayLike) -> Array:
-    """Euclidean distance of each pixel to the nearest one of another label, ÷ the cell's largest.
+    """Measure the Euclidean distance of each pixel to the nearest one of another label, ÷ the cell's largest.
 
     The image border is no border of a cell: a cell cut by it keeps its ridge there, so targets of a crop resemble
     the crop of the targets.
@@ -51,9 +51,9 @@ def masks_to_distance(labels: npt.ArrayLike) -> Array:
 def distance_to_masks(
     distance: npt.ArrayLike, marker_threshold: float = 0.5, mask_threshold: float = 0.05, min_size: int = 15
 ) -> Labels:
-    """Watershed of −distance from one marker per region above `marker_threshold`, within `mask_threshold`.
+    """Decode by watershed of −distance from one marker per region above `marker_threshold`, within `mask_threshold`.
 
-    The marker is the region's centroid where that lies inside the region, else its deepest pixel.
+    The marker is the region's centroid where that is inside the region, else its deepest pixel.
 
     Args:
         distance: (H, W) as `masks_to_distance` gives, or its prediction.
@@ -103,7 +103,7 @@ class DistanceObjective(Objective):
         return masks_to_distance(labels)[None]
 
     def loss_terms(self, prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Σ(L·M)/ΣM with L the squared difference."""
+        """Compute Σ(L·M)/ΣM with L the squared difference."""
         squares = (prediction[:, 0].float() - target[:, 0].float()).square()  # [B, H, W]
         return {"distance": weighted_mean(squares, weight[:, 0].float())}
 
@@ -123,5 +123,5 @@ class DistanceObjective(Objective):
         return self.cell_probability(maps) > self.config.mask_threshold
 
     def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
-        """Values of both thresholds."""
+        """List values of both thresholds."""
         return {"marker_threshold": (0.3, 0.4, 0.5, 0.6, 0.7), "mask_threshold": (0.05, 0.1, 0.2)}

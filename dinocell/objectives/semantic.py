@@ -28,7 +28,7 @@ MARKER_DISTANCE = 5
 
 
 def dice_loss(probability: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """1 − weighted Dice over the whole batch, mean over classes: 1 − (2Σ M p t + 1) / (ΣM p + ΣM t + 1).
+    """Compute 1 − weighted Dice over the whole batch, mean over classes: 1 − (2Σ M p t + 1) / (ΣM p + ΣM t + 1).
 
     Args:
         probability: [B, C, H, W] in [0, 1].
@@ -43,7 +43,7 @@ def dice_loss(probability: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def mask_to_instances(
     mask: npt.NDArray[np.bool_], method: Literal["components", "watershed"], min_size: int = 15
 ) -> Labels:
-    """Cells of a binary mask (H, W).
+    """Split a binary mask (H, W) into cells.
 
     Args:
         mask: True inside cells.
@@ -97,13 +97,13 @@ class SemanticObjective(Objective):
             return (array > 0)[None].astype(np.float32)
         if array.size and (array.max() >= self.config.classes or array.min() < 0):
             raise ValueError(
-                f"class numbers must lie in 0…{self.config.classes - 1}, got {array.min()}…{array.max()}; "
+                f"class numbers must be in 0…{self.config.classes - 1}, got {array.min()}…{array.max()}; "
                 "set objective.classes or use classes=2 for instance labels"
             )
         return (array[None] == np.arange(self.config.classes)[:, None, None]).astype(np.float32)
 
     def loss_terms(self, prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """0.5 · (B)CE, Σ(L·M)/ΣM, and 0.5 · Dice, both weighted by M."""
+        """Compute 0.5 · (B)CE, Σ(L·M)/ΣM, and 0.5 · Dice, both weighted by M."""
         prediction, target, weight = prediction.float(), target.float(), weight.float()
         if self.binary:
             entropy = F.binary_cross_entropy_with_logits(prediction[:, 0], target[:, 0], reduction="none")
@@ -142,5 +142,5 @@ class SemanticObjective(Objective):
         return np.asarray(cell, np.float32)
 
     def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
-        """Values of the threshold, which only the decoding of two classes has."""
+        """List values of the threshold, which only the decoding of two classes has."""
         return {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)} if self.binary else {}

@@ -1,4 +1,4 @@
-"""What segmenting one plane gives."""
+"""Result of segmenting one plane: labels, the maps they come from, and what can be measured of them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SegmentationResult:
     Attributes:
         labels: (H, W) uint16, uint32 past 65,535 cells; 1…n, 0 = background; at the input's size.
         maps: (K, H, W) float32, the network's raw output; None where nothing was predicted (a constant image).
-        objective: what the maps mean.
+        objective: meaning of the maps.
         plane: the plane that was segmented.
-        notes: what the user should know about this plane.
+        notes: sentences that the user should know about this plane.
         embeddings: (n, D) float32, the mean patch token of each cell, in the order of `table()`; None unless asked for.
     """
 
@@ -59,12 +59,12 @@ class SegmentationResult:
         return self.objective.cell_probability(self.maps)
 
     def table(self) -> pd.DataFrame:
-        """One row a cell: see `dinocell.labels.table.cell_table`."""
+        """Measure each cell, one row per cell: see `dinocell.labels.table.cell_table`."""
         probability = self.probability if self.maps is None else _Probability(self.maps, self.objective)
         return cell_table(self.labels, self.plane.channels, probability, self.plane.pixel_size)
 
     def embedding_table(self) -> pd.DataFrame:
-        """One row a cell: `label`, then `e0` … of its embedding.
+        """List the embeddings, one row per cell: `label`, then `e0` … of its embedding.
 
         Raises:
             ConfigError: they were not asked for (`SegmentOptions.embeddings`).
@@ -79,7 +79,7 @@ class SegmentationResult:
 
 
 class _Probability:
-    """`cell_probability` of the rows asked for, so that measuring a large image never holds all of it."""
+    """`cell_probability` of the rows asked for, so that measuring a large image never loads all of it."""
 
     def __init__(self, maps: Float32 | ScaledMaps, objective: Objective) -> None:
         self._maps, self._objective = maps, objective

@@ -16,6 +16,7 @@ from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.data.image_store import prepare, truth_weights
 from dinocell.predict.placement import fit_labels, fit_plane, padding, unfit_maps
 from dinocell.segmentation import Segmenter
+from dinocell.training.progress import read_metrics
 
 RECIPE = Path(__file__).parents[2] / "finetune" / "configs" / "dinobloom_bccd_semantic.yaml"
 
@@ -90,6 +91,8 @@ def test_each_mode_learns_and_its_model_folder_segments_alike(disks_dataset, tmp
     out = run(semantic(fit, output_dir=str(tmp_path), data={"root": [str(disks_dataset)], "workers": 0}))
     meta = json.loads((out / "model" / "config.json").read_text())
     assert meta["fit"] == fit and meta["validation"]["mean"]["Dice"] > 0.8
+    for row in read_metrics(out / "metrics.jsonl", "train"):
+        assert row["entropy"] + row["dice"] == pytest.approx(row["loss"], rel=1e-5)
     page = (out / "report.html").read_text()
     assert "Classes by pixel" in page and "background" in page and "Decoding" in page
     segmenter = Segmenter(out / "model", device="cpu", precision="float32")

@@ -57,6 +57,9 @@ def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path
     )
     curve = list(losses(out).values())
     assert curve[-1] < 0.4 * curve[0]
+    for row in read_metrics(out / "metrics.jsonl", "train"):
+        assert row["flow"] > 0 and row["cell"] > 0
+        assert row["flow"] + row["cell"] == pytest.approx(row["loss"], rel=1e-5)
     segmenter = Segmenter(out / "model", device="cpu", precision="float32")
     truth = read_labels(disks_dataset / "val" / "masks" / "0.png")
     labels = segmenter.segment(disks_dataset / "val" / "images" / "0.png").labels
@@ -204,13 +207,13 @@ def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, 
     assert [row["step"] for row in mean] == [3, 6]
     for k in range(2):  # every data set counts the same, whatever its number of images
         assert mean[k]["loss"] == pytest.approx((rows["disks"][k]["loss"] + rows["other"][k]["loss"]) / 2)
-    assert "mean on the val split of each data set" in (out / "report.html").read_text()
+    assert "mean on the val split of each dataset" in (out / "report.html").read_text()
     meta = json.loads((out / "model" / "config.json").read_text())
     described = {
         d["name"]: (d["train_images"], d["licence"], d["fully_annotated"]) for d in meta["training"]["datasets"]
     }
     assert described == {"disks": (6, "unknown", True), "other": (1, "CC0", False)}
-    assert meta["validation"]["mean_is"] == "mean over data sets"
+    assert meta["validation"]["mean_is"] == "mean over datasets"
 
 
 def test_batch_that_cannot_be_shared_is_refused(disks_dataset, tmp_path, recipe):

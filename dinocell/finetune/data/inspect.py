@@ -1,4 +1,4 @@
-"""`dinocell inspect`: one page that shows what a labelled data set looks like and what training would see of it."""
+"""`dinocell inspect`: one page that shows a labelled dataset and the crops that training would see of it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from dinocell.report.overlays import overlay, panel
 
 SHOWN_IMAGES = 8
 SHOWN_CROPS = 6
-CROPS_A_ROW = 2
-LARGEST_PICTURE = 560  # px; larger ones only make the page heavy
+CROPS_PER_ROW = 2
+LARGEST_FIGURE = 560  # px; larger ones only make the page heavy
 HEADER = (
-    "data set",
+    "dataset",
     "train · val · test",
     "size (px)",
     "files",
@@ -46,7 +46,7 @@ HEADER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The training images of one data set: all of them, and the facts of those looked at.
+    """Training images of one dataset: all of them, and the facts of those looked at.
 
     `numbers` are the images looked at, in the order of `facts`; `counts` the images of train, val and test.
     """
@@ -59,19 +59,19 @@ class Part:
 
     @property
     def diameters(self) -> NDArray[np.float64]:
-        """Of all cells looked at, px at the training scale."""
+        """Diameters of all cells looked at, px at the training scale."""
         return np.concatenate([f.diameters for f in self.facts]) if self.facts else np.zeros(0)
 
 
 def inspect_datasets(config: FinetuneConfig, out: Path) -> Path:
-    """Look at `data.check_images` training images of each data set of `data.root` and write the page.
+    """Look at `data.check_images` training images of each dataset of `data.root` and write the page.
 
     Returns:
         The page's path.
 
     Raises:
-        ConfigError: data.root is empty or no data set.
-        DataError: no image of any data set can be used.
+        ConfigError: data.root is empty or no dataset.
+        DataError: no image of any dataset can be used.
     """
     parts = open_parts(config)
     if not any(part.facts for part in parts):
@@ -101,9 +101,9 @@ def inspect_datasets(config: FinetuneConfig, out: Path) -> Path:
 
 
 def open_parts(config: FinetuneConfig) -> list[Part]:
-    """One part for each data set of `data.root`, in the order they are found."""
+    """Open one part per dataset of `data.root`, in the order they are found."""
     if not config.data.root:
-        raise ConfigError("inspect: no data set given; name a folder with images/ and masks/ inside")
+        raise ConfigError("inspect: no dataset given; name a folder with images/ and masks/ inside")
     items: dict[DatasetInfo, dict[str, list[LabelledItem]]] = defaultdict(lambda: defaultdict(list))
     for root in config.data.root:
         for split in SPLITS:
@@ -112,7 +112,7 @@ def open_parts(config: FinetuneConfig) -> list[Part]:
             except ConfigError:
                 if split == "train":
                     raise
-                continue  # a data set may have no test split
+                continue  # a dataset may have no test split
             for item in found:
                 items[item.dataset][split].append(item)
     parts = []
@@ -126,7 +126,7 @@ def open_parts(config: FinetuneConfig) -> list[Part]:
 
 
 def part_problems(part: Part, config: FinetuneConfig) -> list[str]:
-    """What looks wrong with one data set, as before the first step of a training."""
+    """Say what looks wrong with one dataset, as before the first step of a training."""
     return problems(
         part.facts,
         crop_size=config.crop_size,
@@ -151,14 +151,14 @@ def _overview(report: Report, parts: Sequence[Part], found: Sequence[str]) -> No
     if not found:
         report.text(
             f"Nothing, in the {len(facts)} images looked at: masks number single cells, lie on their images, fit the "
-            "crops, and nothing hints at missing labels. The pictures below show it to your own eyes."
+            "crops, and nothing hints at missing labels. The figures below show it to your own eyes."
         )
     for sentence in found:
         report.text(f"⚠ {sentence}.")
-    report.heading("Data sets" if len(parts) > 1 else "Data set")
+    report.heading("Datasets" if len(parts) > 1 else "Dataset")
     report.table([_row(part) for part in parts], HEADER)
     report.text(
-        "Of the training images looked at. Cells an image: fewest, median, most. Diameters: 5, 50 and 95 % of cells "
+        "Of the training images looked at. Cells per image: fewest, median, most. Diameters: 5, 50 and 95 % of cells "
         "are smaller. Empty images are used as background."
     )
 
@@ -202,7 +202,7 @@ def _distributions(report: Report, parts: Sequence[Part], config: FinetuneConfig
             marks=marks,
         )
     for title, xlabel, values in (
-        ("Cells an image", "cells", {n: [float(f.cells) for f in p.facts] for n, p in named.items()}),
+        ("Cells per image", "cells", {n: [float(f.cells) for f in p.facts] for n, p in named.items()}),
         (
             "Labelled part of the image",
             "pixels with a label (%)",
@@ -216,19 +216,19 @@ def _distributions(report: Report, parts: Sequence[Part], config: FinetuneConfig
 def _images(report: Report, part: Part) -> None:
     report.heading(part.info.name)
     report.heading("Images and masks", 3)
-    pictures: list[tuple[bytes, str]] = []
+    thumbnails: list[tuple[bytes, str]] = []
     for position in evenly(len(part.facts), SHOWN_IMAGES):
         facts, item = part.facts[position], part.store.items[part.numbers[position]]
         prepared = part.store.get(part.numbers[position])
         assert prepared is not None
-        picture = _jpeg(overlay(to_gray(read_image(item.image)), prepared.truth, fill=0.12))
+        thumbnail = _jpeg(overlay(to_gray(read_image(item.image)), prepared.truth, fill=0.12))
         size, cells = (
             f"{facts.shape[1]} × {facts.shape[0]} px",
             "1 cell" if facts.cells == 1 else f"{facts.cells} cells",
         )
         caption = f"{item.stem}: {size}, {cells}, {facts.labelled:.0%} labelled"
-        pictures.append((picture, caption))
-    report.gallery(pictures, "Each cell has an outline of its own colour; outlines must lie on the edges of cells.")
+        thumbnails.append((thumbnail, caption))
+    report.gallery(thumbnails, "Each cell has an outline of its own colour; outlines must lie on the edges of cells.")
 
 
 def _crops(report: Report, part: Part, config: FinetuneConfig, objective: Objective) -> None:
@@ -244,9 +244,9 @@ def _crops(report: Report, part: Part, config: FinetuneConfig, objective: Object
         samples.append(dataset.cut(prepared, sample_rng(config.seed, k)))
     weighted = any(float(sample.weight.min()) < 1 for sample in samples)
     for sample in samples:
-        rows += crop_pictures(sample, objective, weighted).items()
-    columns = CROPS_A_ROW * len(rows) // SHOWN_CROPS
-    crops = panel([picture for _, picture in rows], [title for title, _ in rows], columns=columns, height=190)
+        rows += crop_figures(sample, objective, weighted).items()
+    columns = CROPS_PER_ROW * len(rows) // SHOWN_CROPS
+    crops = panel([figure for _, figure in rows], [title for title, _ in rows], columns=columns, height=190)
     report.image(_jpeg(crops, crops.shape[1]))
 
 
@@ -260,33 +260,33 @@ def _legend(config: FinetuneConfig, objective: Objective, part: Part) -> str:
     return f"{crops}: {objective.describe()}.{wheel} {weights}"
 
 
-def crop_pictures(sample: Sample, objective: Objective, weighted: bool) -> Mapping[str, NDArray[np.generic]]:
-    """Title → thumbnail: the crop, its targets (flows as colours), and its loss weights where they differ."""
-    pictures: dict[str, NDArray[np.generic]] = {"crop": sample.image}
+def crop_figures(sample: Sample, objective: Objective, weighted: bool) -> Mapping[str, NDArray[np.generic]]:
+    """Draw the crop, its targets (flows as colours), and its loss weights where they differ, by title."""
+    figures: dict[str, NDArray[np.generic]] = {"crop": sample.image}
     for title, values in objective.figures(sample.target).items():
-        pictures[title] = flow_colours(values) if values.ndim == 3 else _gray(values)
+        figures[title] = flow_colours(values) if values.ndim == 3 else _gray(values)
     if weighted:
-        pictures["loss weight"] = _gray(sample.weight)
-    return pictures
+        figures["loss weight"] = _gray(sample.weight)
+    return figures
 
 
-def _jpeg(picture: NDArray[np.uint8], largest: int = LARGEST_PICTURE) -> bytes:
-    """The picture, at most `largest` px wide and high, as JPEG: a tenth of its size as PNG."""
-    scale = min(1.0, largest / max(picture.shape[:2]))
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    ok, encoded = cv2.imencode(".jpg", cv2.resize(picture[..., ::-1], size, interpolation=cv2.INTER_AREA))
+def _jpeg(figure: NDArray[np.uint8], largest: int = LARGEST_FIGURE) -> bytes:
+    """Encode a figure, at most `largest` px wide and high, as JPEG: a tenth of its size as PNG."""
+    scale = min(1.0, largest / max(figure.shape[:2]))
+    size = (max(1, round(figure.shape[1] * scale)), max(1, round(figure.shape[0] * scale)))
+    ok, encoded = cv2.imencode(".jpg", cv2.resize(figure[..., ::-1], size, interpolation=cv2.INTER_AREA))
     assert ok
     return bytes(encoded)
 
 
 def _gray(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """0 to 1 as black to white RGB, without stretching."""
+    """Show 0 to 1 as black to white RGB, without stretching."""
     level = np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
     return np.repeat(level[..., None], 3, axis=2)  # [H, W, 3]
 
 
 def flow_wheel(side: int) -> NDArray[np.uint8]:
-    """The colour of every direction: each pixel of a disk is coloured as a flow that points outwards there."""
+    """Draw the colour of every direction: each pixel of a disk is coloured as a flow that points outwards there."""
     y, x = (np.mgrid[:side, :side] - (side - 1) / 2) / (side / 2)
     radius = np.hypot(y, x)
     wheel = flow_colours(np.stack([y, x]).astype(np.float32) / np.maximum(radius, 1e-6).astype(np.float32))

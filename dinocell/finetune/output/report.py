@@ -1,4 +1,4 @@
-"""report.html of a fine-tuning run: what happened in words, curves, scores, predictions beside the truth."""
+"""Report of a fine-tuning run: the course of training in words, curves, scores, predictions beside the truth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEWEST_FOR_HISTOGRAM = 5  # images; fewer are read off the panels
 
 
 def diagnose(train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], monitor: str) -> list[str]:
-    """Sentences on how the training went: flat loss, overfitting, dead maps, still improving.
+    """Say how the training went: flat loss, overfitting, dead maps, still improving.
 
     Args:
         train, val: rows of metrics.jsonl of the two splits.
@@ -79,7 +79,7 @@ def _dead_maps(val: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if not dead:
         return []
-    return [f"Dead map: {', '.join(dead)} says the same everywhere; lower the learning rate or change the seed."]
+    return [f"Dead map: {', '.join(dead)} is the same everywhere; lower the learning rate or change the seed."]
 
 
 def write_report(
@@ -137,7 +137,7 @@ def _curves(report: Report, train: Sequence[Mapping[str, Any]], val: Sequence[Ma
 
 
 def _by_dataset(report: Report, run_dir: Path, val: Sequence[Mapping[str, Any]], monitor: str) -> None:
-    """The monitored score of each dataset at every validation, where there are several."""
+    """Tabulate the monitored score of each dataset at every validation, where there are several."""
     rows = {name: read_metrics(run_dir / "metrics.jsonl", f"val/{name}") for name in _dataset_names(run_dir)}
     if len(rows) < 2:
         return
@@ -146,7 +146,7 @@ def _by_dataset(report: Report, run_dir: Path, val: Sequence[Mapping[str, Any]],
     report.table(
         [[step, *(values[name].get(step) for name in rows)] for step in steps],
         ["step", *rows],
-        f"{monitor} on the val split of each data set",
+        f"{monitor} on the val split of each dataset",
     )
 
 
@@ -163,7 +163,7 @@ def _scores(report: Report, validation: Validation, tuning: Tuning | None) -> No
     mean = validation.metrics()
     if len(groups) > 1:
         rows.append([validation.mean_name, *(mean[s] for s in SCORES), mean["loss"]])
-    report.table(rows, ["data set", *SCORES, "loss"])
+    report.table(rows, ["dataset", *SCORES, "loss"])
     classes = [result.classes for result in validation.results if result.classes is not None]
     if classes:
         _classes(report, classes)
@@ -172,7 +172,7 @@ def _scores(report: Report, validation: Validation, tuning: Tuning | None) -> No
 
 
 def _classes(report: Report, images: Sequence[SemanticScores]) -> None:
-    """Scores of each class by pixel, pooled and as means over the images, and how Dice is spread over the images."""
+    """Tabulate the scores of each class by pixel, pooled and as means over the images, and the spread of Dice."""
     report.heading("Classes by pixel")
     names = ("IoU", "Dice", "precision", "recall", "accuracy")
     binary = len(images[0].classes) == 2
@@ -189,7 +189,7 @@ def _classes(report: Report, images: Sequence[SemanticScores]) -> None:
 
 
 def _tuning(report: Report, tuning: Tuning) -> None:
-    """The grid that was tried: for each pair of the first two settings, the best score over the others."""
+    """Show the grid that was tried: for each pair of the first two settings, the best score over the others."""
     report.heading("Decoding")
     check = build_objective(tuning.recipe).cell_check
     unchecked = f"The curve of scores above is without the {check}, which is chosen only here. " if check else ""
@@ -212,7 +212,7 @@ def _tuning(report: Report, tuning: Tuning) -> None:
 
 
 def prediction_panel(store: ImageStore, result: ImageResult) -> NDArray[np.uint8]:
-    """Image, truth, prediction and error map of one result side by side, RGB uint8."""
+    """Draw image, truth, prediction and error map of one result side by side, RGB uint8."""
     item = store.items[result.index]
     prepared = store.get(result.index)
     assert prepared is not None and result.prediction is not None

@@ -1,4 +1,4 @@
-"""Choose how maps become cells (thresholds, flow check, smallest cell) on the val split.
+"""Choice of how maps become cells (thresholds, check of cells, smallest cell) on the val split.
 
 The maps of each image are predicted once and decoded with every combination.
 """
@@ -30,7 +30,7 @@ WORTHWHILE = 0.002  # smaller gains are chance on a small val split
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What was tried on the val split and what was chosen.
+    """Settings tried on the val split, with their scores, and the one chosen.
 
     Attributes:
         metric: what was compared. images: validated images.
@@ -46,7 +46,7 @@ class Tuning:
 
     @property
     def metric_name(self) -> str:
-        """The metric in words."""
+        """Name of the metric in words."""
         return "mean of MMA, SEG and DET" if self.metric == "mean" else self.metric
 
     @property
@@ -55,7 +55,7 @@ class Tuning:
         return tuned_fields(self.recipe)
 
     def sentence(self) -> str:
-        """One line for log, report and model card: what changed, and what it gained."""
+        """Say in one line for log, report and model card what changed, and what it gained."""
         changes = [
             f"{name} {getattr(self.recipe, name):g} → {getattr(self.chosen, name):g}"
             if getattr(self.recipe, name) != getattr(self.chosen, name)
@@ -70,7 +70,7 @@ class Tuning:
         )
 
     def as_json(self) -> dict[str, object]:
-        """Plain values for config.json."""
+        """Return plain values for config.json."""
         return {
             "metric": self.metric,
             "images": self.images,
@@ -83,12 +83,12 @@ class Tuning:
 
 
 def tuned_fields(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """Names of the decoding settings that are chosen on the val split."""
+    """List the names of the decoding settings that are chosen on the val split."""
     return (*build_objective(objective).tuning_grid(), "min_size")
 
 
 def candidates(objective: ObjectiveConfig, small_area: float | None = None) -> list[ObjectiveConfig]:
-    """Every combination of the grid's values and the recipe's own, without those that exclude each other.
+    """List every combination of the grid's values and the recipe's own, without those that exclude each other.
 
     No smallest cell above `small_area` is tried: a few val images may gain from dropping debris and small cells alike,
     new images lose them (nuclei, a model of 200 steps that had chosen 240 px: MMA 0.47 against 0.59 with 60 px).
@@ -101,7 +101,7 @@ def candidates(objective: ObjectiveConfig, small_area: float | None = None) -> l
 
 
 def tuned_metric(config: FinetuneConfig) -> str:
-    """The monitored metric; where the loss is monitored, which does not depend on decoding, MMA or Dice."""
+    """Name the monitored metric; where the loss is monitored, which does not depend on decoding, MMA or Dice."""
     if config.validate.monitor != "loss":
         return config.validate.monitor
     return "MMA" if build_objective(config.objective).has_instances else "Dice"
@@ -143,9 +143,9 @@ def tune(
 def score_settings(
     maps: NDArray[np.float32], truth: NDArray[np.int32], settings: Sequence[ObjectiveConfig], metric: str
 ) -> list[float]:
-    """Score of one image's raw maps (K, H, W) decoded with each setting.
+    """Score one image's raw maps (K, H, W) decoded with each setting.
 
-    Neighbouring settings that differ in `min_size` only are decoded once; one label image is held at a time.
+    Neighbouring settings that differ in `min_size` only are decoded once; one label image is kept at a time.
     """
     decoded: ObjectiveConfig | None = None
     labels = np.zeros(truth.shape, np.int32)
@@ -160,13 +160,13 @@ def score_settings(
 
 
 def choose(scores: Mapping[ObjectiveConfig, float], recipe: ObjectiveConfig) -> ObjectiveConfig:
-    """Of the settings within 0.002 of the best, the one that changes least of the recipe; then the best of these."""
+    """Choose, of the settings within 0.002 of the best, the one that changes least of the recipe; then the best."""
     good = [s for s in scores if scores[s] >= max(scores.values()) - WORTHWHILE]
     return min(good, key=lambda s: (sum(getattr(s, n) != getattr(recipe, n) for n in tuned_fields(recipe)), -scores[s]))
 
 
 def _mean(table: Sequence[tuple[str, Sequence[float]]], average: str) -> NDArray[np.float64]:
-    """Mean over the images, or over the means of the datasets, (settings,)."""
+    """Average over the images, or over the means of the datasets: (settings,)."""
     if average == "images":
         return np.mean([row for _, row in table], axis=0)
     groups: dict[str, list[Sequence[float]]] = defaultdict(list)

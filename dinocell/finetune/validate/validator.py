@@ -33,8 +33,8 @@ ALL_SCORES = (*SCORES, "AP75", "PQ", "Dice", "mean")
 class ImageResult:
     """One validated image.
 
-    `prediction` holds labels only where a panel is wanted; `spread` is the standard deviation of each map; `classes`
-    compares the class of every pixel where the objective is semantic.
+    `prediction` is None where no panel is wanted; `spread` is the standard deviation of each map; `classes` compares
+    the class of every pixel, for objectives with classes.
     """
 
     index: int
@@ -55,7 +55,7 @@ class Validation:
     average: Literal["datasets", "images"] = "datasets"
 
     def metrics(self) -> dict[str, float]:
-        """Mean of every score (each in [0, 1]) and of the loss; empty without images."""
+        """Average every score (each in [0, 1]) and the loss; empty without images."""
         if self.average == "images":
             return mean_scores(self.results)
         groups = list(self.by_dataset().values())
@@ -63,24 +63,24 @@ class Validation:
 
     @property
     def mean_name(self) -> str:
-        """What `metrics` is, in words."""
+        """Name of what `metrics` averages, in words."""
         several = self.average == "datasets" and len({r.dataset for r in self.results}) > 1
-        return "mean over data sets" if several else "mean over images"
+        return "mean over datasets" if several else "mean over images"
 
     def by_dataset(self) -> dict[str, dict[str, float]]:
-        """Means over the images of each dataset."""
+        """Average over the images of each dataset."""
         groups: dict[str, list[ImageResult]] = defaultdict(list)
         for result in self.results:
             groups[result.dataset].append(result)
         return {name: mean_scores(members) for name, members in groups.items()}
 
     def spreads(self) -> tuple[float, ...]:
-        """Largest standard deviation of each map over the images; a map near 0 says the same everywhere."""
+        """Find the largest standard deviation of each map over the images; near 0, a map is the same everywhere."""
         return tuple(max(values) for values in zip(*(r.spread for r in self.results), strict=True))
 
 
 def mean_scores(results: Sequence[ImageResult]) -> dict[str, float]:
-    """Per-image (macro) means; the loss leaves out images where everything is ignored."""
+    """Average over images (macro); the loss leaves out images where everything is ignored."""
     if not results:
         return {}
     means = {name: float(np.mean([image_score(r.scores, name) for r in results])) for name in ALL_SCORES}
@@ -93,7 +93,7 @@ def _finite_mean(values: Sequence[float]) -> float:
 
 
 def image_score(scores: ImageScores, name: str) -> float:
-    """One of `ALL_SCORES` of one image."""
+    """Return one of `ALL_SCORES` of one image."""
     match name:
         case "mean":
             return (scores.mma + scores.seg + scores.det) / 3
@@ -104,7 +104,7 @@ def image_score(scores: ImageScores, name: str) -> float:
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """`wanted` indices spread evenly over `count` (all of them when `wanted` is 0 or too large)."""
+    """Spread `wanted` indices evenly over `count` (all of them when `wanted` is 0 or too large)."""
     if wanted <= 0 or wanted >= count:
         return list(range(count))
     return [int(i) for i in np.linspace(0, count - 1, wanted).round()]
@@ -142,7 +142,7 @@ class Validator:
     def run_until(
         self, model: SegmentationModel, device: torch.device, dtype: torch.dtype, stop: Callable[[], bool]
     ) -> Validation | None:
-        """`run`, but None as soon as `stop()` is true on any process: it is asked before each image."""
+        """Do as `run`, but return None as soon as `stop()` is true on any process: it is asked before each image."""
         world = distributed.world()
         own: list[ImageResult] = []
         stopped = False
@@ -159,13 +159,13 @@ class Validator:
         return Validation(results=tuple(sorted(gathered, key=lambda r: r.index)), average=self._config.validate.average)
 
     def dataset(self, index: int) -> str:
-        """Name of the dataset that an image of the val split belongs to."""
+        """Name the dataset that an image of the val split belongs to."""
         return self._store.items[index].dataset.name
 
     def maps(
         self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[PreparedImage, NDArray[np.float32]] | None:
-        """Raw maps (K, H, W) of one image at its file's size, or None when its files are unusable."""
+        """Predict raw maps (K, H, W) of one image at its file's size, or None when its files are unusable."""
         prepared = self._store.get(index)
         if prepared is None:
             return None

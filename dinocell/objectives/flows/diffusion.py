@@ -44,7 +44,7 @@ def iterations(cells: Cells, shared: bool) -> npt.NDArray[np.int64]:
 
 
 def run(cells: Cells, threads: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Calls `function(first, last, *arguments)` on slices of the cells with about equal work, one per thread."""
+    """Call `function(first, last, *arguments)` on slices of the cells with about equal work, one per thread."""
     count = len(cells.numbers)
     sides = cells.sides
     work = np.cumsum(sides.prod(axis=1) * sides.sum(axis=1))
@@ -60,7 +60,7 @@ def run(cells: Cells, threads: int, function: Callable[..., None], *arguments: A
 
 
 def fill_heat(first: int, last: int, cells: Cells, steps: npt.NDArray[np.int64], heat: npt.NDArray[np.float64]) -> None:
-    """Writes the heat of cells `first` … `last - 1` into `heat` (H, W) float64 (parity variant)."""
+    """Write the heat of cells `first` … `last - 1` into `heat` (H, W) float64 (parity variant)."""
     nothing = np.empty((2, 0, 0), np.float32)
     _solve_range(first, last, cells.labels, cells.numbers, cells.boxes, steps, True, heat, nothing)
 
@@ -68,14 +68,14 @@ def fill_heat(first: int, last: int, cells: Cells, steps: npt.NDArray[np.int64],
 def fill_flows(
     first: int, last: int, cells: Cells, steps: npt.NDArray[np.int64], flows: npt.NDArray[np.float32]
 ) -> None:
-    """Writes the leak-free flows of cells `first` … `last - 1` into `flows` (2, H, W) float32."""
+    """Write the leak-free flows of cells `first` … `last - 1` into `flows` (2, H, W) float32."""
     nothing = np.empty((0, 0), np.float64)
     _solve_range(first, last, cells.labels, cells.numbers, cells.boxes, steps, False, nothing, flows)
 
 
 @compiled(fast=True)
 def _sources(labels, number, box, cellpose):  # type: ignore[no-untyped-def]
-    """(row, column) inside the box, (n, 2), of the pixels where the cell's heat starts.
+    """Find the pixels where the cell's heat starts: (n, 2), (row, column) inside the box.
 
     Cellpose: the pixel nearest to the rounded centroid, first in reading order. Otherwise: all pixels nearest to the
     centroid, a choice that turns and flips with the cell.
@@ -119,7 +119,7 @@ def _round_half_even(total, count):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _layout(labels, number, box, spans):  # type: ignore[no-untyped-def]
-    """Stride and first column of the flattened cell: pixel (y, x) of the box lies at (y + 1) · stride + x − first + 1.
+    """Choose stride and first column of the flattened cell: pixel (y, x) is at (y + 1) · stride + x − first + 1.
 
     Rows may overlap in columns as long as no pixel of the cell meets one that is not its neighbour, so a slanting
     cell takes the room of its rows and not of its box. That holds if each row's pixels end two before those of the
@@ -143,7 +143,7 @@ def _layout(labels, number, box, spans):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _load(labels, number, box, stride, first, heat, vertical, ninth):  # type: ignore[no-untyped-def]
-    """Zeroes the buffers and writes 1/9 inside the cell into `ninth`."""
+    """Zero the buffers and write 1/9 inside the cell into `ninth`."""
     for i in range(heat.size):
         heat[i] = 0.0
         vertical[i] = 0.0
@@ -157,7 +157,7 @@ def _load(labels, number, box, stride, first, heat, vertical, ninth):  # type: i
 
 @compiled(fast=True)
 def _diffuse(heat, vertical, ninth, stride, sources, steps):  # type: ignore[no-untyped-def]
-    """Runs `steps` diffusion steps in place on the flattened cell `heat`; what lies around it stays 0."""
+    """Run `steps` diffusion steps in place on the flattened cell `heat`; its surroundings stay 0."""
     begin = stride + 1
     end = heat.size - stride - 1
     for step in range(steps):
@@ -207,7 +207,7 @@ def _spread(vertical, ninth, heat, first, last, check):  # type: ignore[no-untyp
 
 @compiled(fast=True)
 def _solve(labels, number, box, places, stride, first, steps, single, double):  # type: ignore[no-untyped-def]
-    """Heat of one cell into double[0] (× HEAT), its mask (1/9 inside) into double[2].
+    """Solve the heat of one cell into double[0] (× HEAT), its mask (1/9 inside) into double[2].
 
     The first steps run in float32 at twice the speed, the last POLISH in float64: what float32 rounds is noise from
     pixel to pixel, which diffusion itself smooths away.
@@ -236,7 +236,7 @@ def _solve(labels, number, box, places, stride, first, steps, single, double):  
 
 @compiled(fast=True)
 def _longest(first, last, boxes):  # type: ignore[no-untyped-def]
-    """Elements of the largest flattened cell, and rows of the tallest one."""
+    """Count elements of the largest flattened cell, and rows of the tallest one."""
     largest = 1
     tallest = 1
     for k in range(first, last):
@@ -261,7 +261,7 @@ def _unit(dy, dx, heat):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _write(labels, number, box, stride, first, solved, cellpose, heat, flows):  # type: ignore[no-untyped-def]
-    """Copies one cell's heat into `heat`, or its own flows (leak-free) into `flows`."""
+    """Copy one cell's heat into `heat`, or its own flows (leak-free) into `flows`."""
     for y in range(box[0], box[2]):
         row = (y - box[0] + 1) * stride + 1 - first - box[1]
         for x in range(box[1], box[3]):
@@ -278,7 +278,7 @@ def _write(labels, number, box, stride, first, solved, cellpose, heat, flows):  
 
 @compiled(fast=True)
 def _solve_range(first, last, labels, numbers, boxes, steps, cellpose, heat, flows):  # type: ignore[no-untyped-def]
-    """Heat (parity variant) or flows (leak-free) of a range of cells; one kernel, as the solver is slow to compile."""
+    """Solve heat (parity variant) or flows (leak-free) of a range of cells; one kernel: the solver compiles slowly."""
     largest, tallest = _longest(first, last, boxes)
     single = np.empty((3, largest), np.float32)
     double = np.empty((3, largest), np.float64)
@@ -293,7 +293,7 @@ def _solve_range(first, last, labels, numbers, boxes, steps, cellpose, heat, flo
 
 @compiled(fast=True)
 def _heat_flow(heat, y, x):  # type: ignore[no-untyped-def]
-    """Unit flow at a pixel from central differences of `heat` (H, W), 0 beyond the image, as Cellpose's padding."""
+    """Compute the unit flow at a pixel by central differences of `heat` (H, W), 0 beyond the image as Cellpose pads."""
     height, width = heat.shape
     up = heat[y - 1, x] if y > 0 else 0.0
     down = heat[y + 1, x] if y + 1 < height else 0.0
@@ -304,7 +304,7 @@ def _heat_flow(heat, y, x):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def clear(boxes, heat):  # type: ignore[no-untyped-def]
-    """Zeroes `heat` (H, W) in the cells' boxes and one pixel around: what is read of it, and often little of it all."""
+    """Zero `heat` (H, W) in the cells' boxes and one pixel around: only the part that is read, often a small one."""
     height, width = heat.shape
     for k in range(len(boxes)):
         left, right = max(boxes[k, 1] - 1, 0), min(boxes[k, 3] + 1, width)
@@ -314,7 +314,7 @@ def clear(boxes, heat):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def heat_to_flows(labels, numbers, boxes, heat, flows):  # type: ignore[no-untyped-def]
-    """Unit flows (2, H, W) of all cells from their heat, across cell borders (parity variant)."""
+    """Compute unit flows (2, H, W) of all cells from their heat, across cell borders (parity variant)."""
     for k in range(len(numbers)):
         box = boxes[k]
         for y in range(box[0], box[2]):
@@ -325,7 +325,7 @@ def heat_to_flows(labels, numbers, boxes, heat, flows):  # type: ignore[no-untyp
 
 @compiled(fast=True)
 def heat_errors(labels, numbers, boxes, heat, flows, errors):  # type: ignore[no-untyped-def]
-    """Sums |flow(heat) − flows|² over each cell into `errors` (n,) (parity variant)."""
+    """Sum |flow(heat) − flows|² over each cell into `errors` (n,) (parity variant)."""
     for k in range(len(numbers)):
         box = boxes[k]
         total = 0.0
@@ -339,7 +339,7 @@ def heat_errors(labels, numbers, boxes, heat, flows, errors):  # type: ignore[no
 
 @compiled(fast=True)
 def flow_differences(labels, index, own, flows, errors):  # type: ignore[no-untyped-def]
-    """Sums |own − flows|² over each cell into `errors` (n,) (leak-free variant)."""
+    """Sum |own − flows|² over each cell into `errors` (n,) (leak-free variant)."""
     height, width = labels.shape
     for y in range(height):
         for x in range(width):

@@ -157,7 +157,7 @@ def flows_to_masks(
 
 
 def _with_notes(labels: Labels, report: DecodeReport, config: ObjectiveConfig) -> Decoded:
-    """Labels with one sentence that names the masks dropped for their size, if there are any."""
+    """Add one sentence that names the masks dropped for their size, if there are any."""
     if not report.too_large:
         return Decoded(labels=labels, details=str(report))
     count = len(report.too_large)
@@ -187,7 +187,7 @@ class FlowsObjective(Objective):
         return np.concatenate([flows, (np.asarray(labels) > 0)[None]], axis=0, dtype=np.float32)
 
     def loss_terms(self, prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Σ(L·M)/ΣM of both flow maps and of the probability.
+        """Compute Σ(L·M)/ΣM of both flow maps together and of the probability.
 
         L squares differences from `flow_scale` × target, or is BCE on the logit.
         """
@@ -219,7 +219,7 @@ class FlowsObjective(Objective):
         return _with_notes(labels, report, self.config)
 
     def tuning_grid(self) -> Mapping[str, tuple[float, ...]]:
-        """Values of the threshold and of the flow check."""
+        """List values of the threshold and of the flow check."""
         return {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "flow_error": (0.0, 0.4, 0.8, 1.2)}
 
     def without_check(self) -> ObjectiveConfig:

@@ -1,4 +1,4 @@
-"""From end points to labels: gather them into seeds, grow the seeds, label pixels by the seed they end in.
+"""Labels from end points: these are gathered into seeds, the seeds grow, and pixels take the label of their seed.
 
 The steps are Cellpose's (Stringer et al. 2021): histogram of end points, seeds at its 5×5 maxima, growth.
 """
@@ -18,11 +18,12 @@ GROW_RADIUS = 5
 
 
 def label_sinks(ends: npt.NDArray[np.int32]) -> tuple[int, int]:
-    """Replaces the end points of `end_points` by labels 1…n, 0 = none, in place.
-
-    Returns n, and how many pixels have an end point.
+    """Replace the end points of `end_points` by labels 1…n, 0 = none, in place.
 
     Larger seeds win where the growth of two overlaps.
+
+    Returns:
+        n, and the number of pixels that have an end point.
     """
     counts = np.zeros(ends.shape, np.int32)
     candidates, inside = _count(ends, counts)
@@ -36,7 +37,7 @@ def label_sinks(ends: npt.NDArray[np.int32]) -> tuple[int, int]:
 
 @compiled(fast=True)
 def _is_empty(ends):  # type: ignore[no-untyped-def]
-    """Whether no pixel has an end point; a loop without a branch, so that it vectorises."""
+    """Check that no pixel has an end point; a loop without a branch, so that it vectorises."""
     bits = np.int32(-1)
     for i in range(ends.size):
         bits &= ends[i]
@@ -45,7 +46,7 @@ def _is_empty(ends):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _count(ends, counts):  # type: ignore[no-untyped-def]
-    """Counts end points in each pixel; returns the pixels with more than SEED_COUNT, and the number of end points."""
+    """Count end points in each pixel; return the pixels with more than SEED_COUNT, and the number of end points."""
     flat = counts.ravel()
     candidates = np.empty(max(counts.size // (SEED_COUNT + 1), 1), np.int64)
     found = 0
@@ -79,7 +80,7 @@ def _is_seed(counts, y, x):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _find_seeds(counts, candidates):  # type: ignore[no-untyped-def]
-    """Those of the candidates (flat indices) that are the maximum of their surroundings, in the same order."""
+    """Choose the candidates (flat indices) that are the maximum of their surroundings, in the same order."""
     width = counts.shape[1]
     found = 0
     seeds = np.empty_like(candidates)
@@ -92,7 +93,7 @@ def _find_seeds(counts, candidates):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _grow(counts, seeds, owners):  # type: ignore[no-untyped-def]
-    """Grows each seed GROW_RADIUS times by 3×3 where more than GROW_COUNT pixels end; later seeds overwrite."""
+    """Grow each seed GROW_RADIUS times by 3×3 where more than GROW_COUNT pixels end; later seeds overwrite."""
     height, width = counts.shape
     side = 2 * GROW_RADIUS + 3
     reached = np.zeros((side, side), np.uint8)

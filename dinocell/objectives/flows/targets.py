@@ -16,7 +16,7 @@ Variant = Literal["cellpose", "leak_free"]
 
 
 def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads: int = 1) -> Array:
-    """Flow targets of a label image.
+    """Make the flow targets of a label image.
 
     Args:
         labels: (H, W), any integer dtype and numbering, 0 = background.
@@ -51,7 +51,7 @@ def _heat(cells: Cells, threads: int) -> npt.NDArray[np.float64]:
 
 
 def flow_errors(cells: Cells, flows: Array, variant: Variant = "cellpose", threads: int = 1) -> npt.NDArray[np.float64]:
-    """Mean squared difference between each cell's own target flow and `flows` (2, H, W) at unit scale → (n,)."""
+    """Measure the mean squared difference (n,) of each cell's own target flow and `flows` (2, H, W) at unit scale."""
     errors = np.zeros(len(cells.numbers), np.float64)
     if variant == "leak_free":
         own = masks_to_flows(cells.labels, variant, threads)

@@ -1,11 +1,10 @@
-"""Every pixel follows the flow to its end: Cellpose's Euler integration (Stringer et al. 2021), step by step.
+"""Euler integration of every pixel along the flow to its end, as Cellpose does it (Stringer et al. 2021), step by step.
 
 Cellpose samples the flow at p · L / (L − 1) − ½ along a side of L pixels (its grid runs between pixel centres, its
 sampling between pixel borders), takes 200 steps whatever happens, and cuts end points to whole pixels. Where flows are
 clean none of this shows; where they are noise it decides which pixels gather to a cell. So it is kept to the step.
-What is saved is the waiting: a pixel that has arrived swings across a ridge or stands still, and where it would be
-after the last step is then known. What is added: a pixel still on its way after the last step may go on, so that long
-cells come back whole.
+Here the waiting is saved: a pixel that has arrived swings across a ridge or stands still, and its place after the last
+step is then known. And a pixel still on its way after the last step may continue, so that long cells come back whole.
 
 Pixels walk in batches whose state fits the first-level cache, one kernel per kind of work so that each vectorises.
 A position is kept as the way from its start, exact to float32 wherever in an image it lies.
@@ -44,7 +43,7 @@ WAYS, LIMITS, SAMPLING, FRACTION, MARK, STATE_ROWS = 0, 6, 10, 12, 14, 16
 
 
 def rows_in_threads(threads: int, height: int, function: Callable[..., Any], *arguments: Any) -> None:
-    """Calls `function(first_row, last_row, *arguments)` on bands of rows, one call after another or in threads."""
+    """Call `function(first_row, last_row, *arguments)` on bands of rows, one call after another or in threads."""
     if threads <= 1:
         function(0, height, *arguments)
         return
@@ -56,7 +55,7 @@ def rows_in_threads(threads: int, height: int, function: Callable[..., Any], *ar
 
 
 def sampling(length: int, start: int, count: int) -> tuple[np.float32, npt.NDArray[np.float32]]:
-    """Scale and, for each of `count` pixels from `start`, offset of Cellpose's sampling along a side of `length` px.
+    """Compute scale and, for `count` pixels from `start`, offsets of Cellpose's sampling along a side of `length` px.
 
     A pixel at p = start + way samples at p + offset + way · (scale − 1); see the module's docstring.
     """
@@ -74,15 +73,15 @@ def end_points(
     threads: int = 1,
     frame: Frame | None = None,
 ) -> npt.NDArray[np.int32]:
-    """Flat index of the pixel where each pixel with probability > threshold ends; −1 elsewhere.
+    """Find the flat index of the pixel where each pixel with probability > threshold ends; −1 elsewhere.
 
     Args:
-        flows: (2, H, W) float32, pixels a step.
+        flows: (2, H, W) float32, pixels per step.
         probability: (H, W) float32.
         threshold: pixels at or below it neither move nor attract.
         max_steps: Euler steps; a pixel that is then still going may take up to H + W more.
         threads: threads that share the rows.
-        frame: where the maps lie in a larger image; default: they are the image.
+        frame: position of the maps in a larger image; default: they are the image.
 
     Returns:
         (H, W) int32.
@@ -126,7 +125,7 @@ def _follow_rows(first: int, last: int, *arguments: Any) -> None:
 
 @compiled(fast=True)
 def _any_above(probability, threshold):  # type: ignore[no-untyped-def]
-    """Whether any pixel is above the threshold; a loop without a branch, so that it vectorises."""
+    """Check for any pixel above the threshold; a loop without a branch, so that it vectorises."""
     found = False
     for i in range(probability.size):
         found |= probability[i] > threshold
@@ -135,7 +134,7 @@ def _any_above(probability, threshold):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _interleave(flows, probability, threshold, pairs, busy):  # type: ignore[no-untyped-def]
-    """Fills `pairs`, marks the blocks with pixels above the threshold, and returns how many such pixels there are."""
+    """Fill `pairs`, mark the blocks with pixels above the threshold, and return the number of such pixels."""
     height, width = probability.shape
     flat = probability.ravel()
     inside = 0
@@ -160,7 +159,7 @@ def _interleave(flows, probability, threshold, pairs, busy):  # type: ignore[no-
 def _follow(  # type: ignore[no-untyped-def]
     first, last, pairs, probability, threshold, busy, max_steps, scale, offset_y, offset_x, ends, corners, halves
 ):
-    """Fills rows `first` … `last - 1` of `ends`, a batch of pixels after the other."""
+    """Fill rows `first` … `last - 1` of `ends`, a batch of pixels after the other."""
     height, width = probability.shape
     row_length = np.int32(width + 2)
     starts = np.empty((2, BATCH), np.int64)
@@ -189,7 +188,7 @@ def _follow(  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _walk(pairs, row_length, count, max_steps, scale, starts, state, places, corners, halves, ends):  # type: ignore[no-untyped-def]
-    """Walks `count` pixels to their ends."""
+    """Walk `count` pixels to their ends."""
     for k in range(count):
         state[WAYS, k] = state[WAYS + 1, k] = state[MARK, k] = state[MARK + 1, k] = 0.0
         state[WAYS + 2, k] = state[WAYS + 3, k] = -9.0
@@ -220,7 +219,7 @@ def _walk(pairs, row_length, count, max_steps, scale, starts, state, places, cor
 
 @compiled(fast=True)
 def _locate(count, row_length, way, state, scale, places):  # type: ignore[no-untyped-def]
-    """Where each pixel samples: index of the upper left corner, and the fractions beyond it."""
+    """Find the place where each pixel samples: index of the upper left corner, and the fractions beyond it."""
     for k in range(count):
         y = way[0, k] * scale[0] + state[SAMPLING, k]
         x = way[1, k] * scale[1] + state[SAMPLING + 1, k]
@@ -232,7 +231,7 @@ def _locate(count, row_length, way, state, scale, places):  # type: ignore[no-un
 
 @compiled(fast=True)
 def _collect(count, row_length, pairs, places, corners):  # type: ignore[no-untyped-def]
-    """Copies the flows at the four corners of each pixel; unsigned indices, as they need no check of their sign."""
+    """Copy the flows at the four corners of each pixel; unsigned indices, as they need no check of their sign."""
     one = np.uint64(1)
     for k in range(count):
         upper = np.uint64(places[1, k])
@@ -245,7 +244,7 @@ def _collect(count, row_length, pairs, places, corners):  # type: ignore[no-unty
 
 @compiled(fast=True)
 def _advance(count, halves, state, way, last, new, arrived):  # type: ignore[no-untyped-def]
-    """One Euler step with bilinear sampling, clamped to the maps; marks who has arrived and returns how many."""
+    """Take one Euler step with bilinear sampling, clamped to the maps; mark who has arrived and return how many."""
     swing, still = np.float32(SWING), np.float32(STILL)
     a, b, c, d = halves[0], halves[1], halves[2], halves[3]
     fraction_y, fraction_x = state[FRACTION], state[FRACTION + 1]
@@ -272,7 +271,7 @@ def _advance(count, halves, state, way, last, new, arrived):  # type: ignore[no-
 
 @compiled(fast=True)
 def _end(k, way, starts, state, ends):  # type: ignore[no-untyped-def]
-    """Writes where pixel k ends, cut to a whole pixel."""
+    """Write where pixel k ends, cut to a whole pixel."""
     y, x = starts[0, k], starts[1, k]
     row, column = y + np.int64(np.floor(state[way, k])), x + np.int64(np.floor(state[way + 1, k]))
     ends[y, x] = row * ends.shape[1] + column
@@ -280,7 +279,7 @@ def _end(k, way, starts, state, ends):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def _retire(count, way, starts, state, places, ends):  # type: ignore[no-untyped-def]
-    """Takes the marked pixels out of the batch, each replaced by the last one; returns how many are left."""
+    """Take the marked pixels out of the batch, each replaced by the last one; return how many are left."""
     for k in range(count - 1, -1, -1):
         if places[2, k] == 0:
             continue

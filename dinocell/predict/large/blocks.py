@@ -1,6 +1,6 @@
-"""Decoding maps too large for one piece: overlapping blocks whose cells are those of the whole image.
+"""Decoding of maps too large for one piece: overlapping blocks whose cells are those of the whole image.
 
-Each block is decoded with a halo around its core. A cell belongs to the block whose core holds its first pixel in
+Each block is decoded with a halo around its core. A cell belongs to the block whose core contains its first pixel in
 reading order, and that block decodes it whole: where a cell of the core reaches the halo's rim, the halo is doubled
 and the block decoded again. So no cell is cut, found twice or lost, and nothing needs stitching.
 """
@@ -45,14 +45,14 @@ class Region:
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     def grown(self, by: int, size: tuple[int, int]) -> Region:
-        """The region with a border of `by` pixels, cut to the image."""
+        """Add a border of `by` pixels, cut to the image."""
         return Region(
             max(0, self.y0 - by), min(size[0], self.y1 + by), max(0, self.x0 - by), min(size[1], self.x1 + by)
         )
 
 
 def split_blocks(size: tuple[int, int], block: int = BLOCK) -> list[Region]:
-    """Cores that tile the image, row by row."""
+    """Tile the image with cores, row by row."""
     return [
         Region(y, min(y + block, size[0]), x, min(x + block, size[1]))
         for y in range(0, size[0], block)
@@ -73,8 +73,8 @@ def decode_blocks(
     """Decode maps (K, H, W) into `labels` (H, W), block by block.
 
     Args:
-        maps: raw network output, in memory, memory-mapped, or a `resample.ScaledMaps`.
-        config: the objective and its thresholds; `max_size_fraction` counts the whole image.
+        maps: raw network output, in memory, memory-mapped, or `regions.ScaledMaps`.
+        config: the objective and its thresholds, which are those of the whole image.
         labels: integers, all 0 at the start; filled with 1…n.
         block: side of a core, px.
         halo: first width of the border around it, px; about the largest cell.
@@ -124,7 +124,7 @@ def _decode_core(
 
 
 def _read(maps: Any, region: Region) -> Float32:
-    """Maps (K, h, w) of a region, in memory of its own."""
+    """Copy the maps (K, h, w) of a region into memory of their own."""
     source = maps[(slice(None), *region.slices)]
     if not isinstance(source, np.memmap):
         return np.ascontiguousarray(source)
@@ -147,7 +147,7 @@ def _cut(
     region: Region,
     size: tuple[int, int],
 ) -> bool:
-    """Whether something in the core goes on beyond the halo, so that it cannot be told from inside."""
+    """Check for something in the core that continues beyond the halo, so that it cannot be told from inside."""
     inner = _inner(region, size)
     inside = (slice(core.y0 - region.y0, core.y1 - region.y0), slice(core.x0 - region.x0, core.x1 - region.x0))
     if region == Region(0, size[0], 0, size[1]):
@@ -170,7 +170,7 @@ def _cut(
 def _cells_reach(
     labels: NDArray[np.int32], boxes: list[Any], inside: tuple[slice, slice], inner: tuple[slice, slice]
 ) -> bool:
-    """Whether a cell with pixels in the core (`inside`) leaves the region's inner part."""
+    """Check for a cell with pixels in the core (`inside`) that leaves the region's inner part."""
     return any(number and not _within(boxes[number - 1], inner) for number in np.unique(labels[inside]))
 
 
@@ -181,7 +181,7 @@ def _loose_reach(
     inside: tuple[slice, slice],
     inner: tuple[slice, slice],
 ) -> bool:
-    """Whether connected cell pixels without a label lead from the core out of the region's inner part."""
+    """Check for connected cell pixels without a label that lead from the core out of the region's inner part."""
     loose = objective.foreground(part) & (labels == 0)
     pieces, count = ndimage.label(loose, structure=np.ones((3, 3), bool))
     within, beyond = np.zeros(count + 1, bool), np.zeros(count + 1, bool)
@@ -192,7 +192,7 @@ def _loose_reach(
 
 
 def _inner(region: Region, size: tuple[int, int]) -> tuple[slice, slice]:
-    """What lies far enough from the region's rim, in its own coordinates; the image's rim counts as no rim."""
+    """Cut off what is too near to the region's rim, in its own coordinates; the image's rim counts as no rim."""
     top = MARGIN if region.y0 > 0 else 0
     left = MARGIN if region.x0 > 0 else 0
     bottom = region.y1 - region.y0 - (MARGIN if region.y1 < size[0] else 0)
