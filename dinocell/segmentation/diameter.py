@@ -217,7 +217,7 @@ def _look(
         if not len(cells.numbers):
             continue
         errors = objective.cell_errors(maps, cells)
-        middle = (cells.boxes[:, [0, 2]] + cells.boxes[:, [1, 3]]) / 2  # y, x
+        middle = (cells.boxes[:, :2] + cells.boxes[:, 2:]) / 2  # y, x
         own = (middle < [height, width]).all(axis=1)
         total += float((errors * cells.areas)[own].sum())
         area += float(cells.areas[own].sum())
