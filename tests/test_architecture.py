@@ -21,7 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "datasets": {"core", "images", "labels"},
     "curation": {"core", "images"},
     "models": {"core", "training"},
-    "objectives": {"core", "labels"},
+    "objectives": {"core", "images", "labels"},
     "report": {"core", "images", "labels"},
     "predict": {"core", "images", "labels", "models", "objectives"},
     "segmentation": {"core", "images", "labels", "models", "objectives", "predict", "report"},

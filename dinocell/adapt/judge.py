@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dinocell.core import log
 from dinocell.datasets.labelled import LabelledItem
+from dinocell.images.geometry.symmetry import Turn
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
@@ -65,18 +66,20 @@ class Segments(Protocol):
 
 
 def changed_images(gray: Gray, seed: int) -> dict[str, tuple[Gray, Callable[[Labels], Labels]]]:
-    """Name → (the image under a small change that leaves every cell where it is, how to undo it on labels)."""
+    """Make small changes that leave every cell in its place: name → (changed image, how to undo it on labels)."""
     image = gray.astype(np.float32)
     low, span = float(image.min()), max(float(np.ptp(image)), 1e-6)
     noise = np.random.default_rng(seed).standard_normal(gray.shape, dtype=np.float32)
     gamma = low + span * ((image - low) / span) ** 1.3
 
+    quarter, mirror = Turn.of(quarters=1), Turn.of(flip_x=True)
+
     def same(labels: Labels) -> Labels:
         return labels
 
     return {
-        "turned": (np.ascontiguousarray(np.rot90(image)), lambda labels: np.rot90(labels, -1)),
-        "mirrored": (np.ascontiguousarray(image[:, ::-1]), lambda labels: labels[:, ::-1]),
+        "turned": (quarter.apply(image), quarter.undo),
+        "mirrored": (mirror.apply(image), mirror.undo),
         "darker": (gamma, same),
         "noisier": (image + np.float32(0.1 * image.std()) * noise, same),
         "softer": (np.asarray(cv2.GaussianBlur(image, (0, 0), 0.8)), same),

@@ -21,6 +21,7 @@ from torch import Tensor
 from dinocell.core import log
 from dinocell.core.config import field
 from dinocell.core.errors import ConfigError
+from dinocell.images.geometry.symmetry import Turn
 from dinocell.labels.cells import Cells
 
 Array = npt.NDArray[np.float32]
@@ -180,11 +181,10 @@ class Objective(ABC):
         """Sum `loss_terms` to a scalar."""
         return total_loss(self.loss_terms(prediction, target, weight))
 
-    def transform_targets(self, target: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-        """Make the targets of the image after flips, then `rot90_k` counter-clockwise quarter turns (as `np.rot90`)."""
-        turned = turn(target, flip_y, flip_x, rot90_k)
-        for y, x in self.vector_maps:
-            turned[[y, x]] = _turned_vectors(turned[[y, x]], flip_y, flip_x, rot90_k)
+    def transform_targets(self, target: Array, turn: Turn) -> Array:
+        """Make the targets (K, H, W) of a turned image."""
+        turned = turn.apply(target)
+        turn.turn_vectors(turned, self.vector_maps)
         return turned
 
     # ---- decoding -------------------------------------------------------------------------------------------------
@@ -272,25 +272,3 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """
     total = weight.sum()
     return (values * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
-
-
-def turn(maps: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-    """Flip, then turn counter-clockwise by quarters, maps (K, H, W) whose values do not depend on direction."""
-    if flip_y:
-        maps = maps[:, ::-1]
-    if flip_x:
-        maps = maps[:, :, ::-1]
-    return np.ascontiguousarray(np.rot90(maps, rot90_k, axes=(1, 2)))
-
-
-def _turned_vectors(vectors: Array, flip_y: bool, flip_x: bool, rot90_k: int) -> Array:
-    """Change sign and place of the components (2, H, W), y then x, of vectors whose pixels `turn` has moved."""
-    dy, dx = (-vectors[0] if flip_y else vectors[0]), (-vectors[1] if flip_x else vectors[1])
-    match rot90_k % 4:
-        case 1:
-            dy, dx = -dx, dy
-        case 2:
-            dy, dx = -dy, -dx
-        case 3:
-            dy, dx = dx, -dy
-    return np.stack([dy, dx])

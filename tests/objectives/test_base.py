@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dinocell.core.errors import ConfigError
+from dinocell.images.geometry.symmetry import Turn
 from dinocell.labels.cells import find_cells
 from dinocell.objectives import OBJECTIVES, Frame, Objective, ObjectiveConfig, build_objective
 
@@ -105,7 +106,9 @@ def test_targets_flip_and_turn_exactly(objective: Objective, disks, flip_y: bool
     labels = truth(objective, disks(33, [(9, 9, 7), (22, 20, 9), (3, 28, 5)])[:, :29])
     moved = labels[::-1] if flip_y else labels
     moved = np.rot90(moved[:, ::-1] if flip_x else moved, turns)
-    turned = objective.transform_targets(objective.targets(labels), flip_y, flip_x, turns)
+    turned = objective.transform_targets(
+        objective.targets(labels), Turn.of(flip_y=flip_y, flip_x=flip_x, quarters=turns)
+    )
     expected = objective.targets(moved)
     if objective.vector_maps:
         # Cellpose's centre rounds half pixels one way, so only its cells with a pixel at the centroid turn exactly.
@@ -252,7 +255,7 @@ def test_flow_targets_of_symmetric_cells_turn_exactly(disks):
     objective = build_objective(ObjectiveConfig())
     labels = disks(64, [(15, 15, 9), (40, 30, 12), (20, 50, 7)])
     for turns in range(4):
-        turned = objective.transform_targets(objective.targets(labels), True, False, turns)
+        turned = objective.transform_targets(objective.targets(labels), Turn.of(flip_y=True, quarters=turns))
         np.testing.assert_allclose(turned, objective.targets(np.rot90(labels[::-1], turns)), atol=1e-5)
 
 

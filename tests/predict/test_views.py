@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dinocell.core.errors import ConfigError
+from dinocell.images.geometry.symmetry import Turn
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.views import VIEWS, AveragedViews
 from dinocell.segmentation import Segmenter
@@ -38,6 +39,25 @@ def test_an_error_that_does_not_turn_cancels(views):
     torch.testing.assert_close(AveragedViews(Gradient(bias=3.0), views, vectors=((0, 1),))(z), Gradient()(z))
 
 
+@pytest.mark.parametrize("views", VIEWS)
+def test_the_average_is_that_of_an_explicit_loop(views):
+    """Of a network that turns with nothing, against arrays turned one by one."""
+    torch.manual_seed(2)
+    network = nn.Conv2d(1, 3, 5, padding=2)
+    z = np.random.default_rng(0).normal(size=(12, 20)).astype(np.float32)
+    found = []
+    with torch.inference_mode():
+        for mirrored, quarters in [(0, 0), (0, 2), (1, 1), (1, 3), (0, 1), (0, 3), (1, 0), (1, 2)][:views]:
+            seen = np.rot90(z[:, ::-1] if mirrored else z, quarters).copy()
+            y, x, other = (np.rot90(m, -quarters) for m in network(torch.from_numpy(seen)[None]).numpy())
+            for _ in range(quarters):  # a clockwise quarter turn each
+                y, x = x, -y
+            maps = np.stack([y, -x if mirrored else x, other])
+            found.append(maps[..., ::-1] if mirrored else maps)
+        averages = AveragedViews(network, views, vectors=((0, 1),))(torch.from_numpy(z)[None, None])
+    np.testing.assert_allclose(averages[0].numpy(), np.mean(found, axis=0), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["flows", "distance", "semantic"])
 def test_the_average_turns_with_the_picture_as_targets_do(kind):
     """Of any network, checked against how the objectives turn their own targets."""
@@ -52,9 +72,8 @@ def test_the_average_turns_with_the_picture_as_targets_do(kind):
             return average(torch.from_numpy(picture.copy())[None, None])[0].numpy()
 
     for flip_y, flip_x, turns in [(True, False, 0), (False, True, 1), (False, False, 1), (True, True, 3)]:
-        turned = objective.transform_targets(z[None].repeat(3, 0), flip_y, flip_x, turns)[-1]
-        expected = objective.transform_targets(maps(z), flip_y, flip_x, turns)
-        np.testing.assert_allclose(maps(turned), expected, atol=1e-5)
+        turn = Turn.of(flip_y=flip_y, flip_x=flip_x, quarters=turns)
+        np.testing.assert_allclose(maps(turn.apply(z)), objective.transform_targets(maps(z), turn), atol=1e-5)
 
 
 def test_segmenting_with_views_runs_the_network_on_each():

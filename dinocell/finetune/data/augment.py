@@ -7,56 +7,27 @@ is −z.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.finetune.config import AugmentConfig
+from dinocell.images.geometry.symmetry import Turn
 from dinocell.models.vit.vision_transformer import GRAY_MEAN, GRAY_STD
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """Mirror in y, then in x, then `quarter_turns` counter-clockwise turns by 90 degrees (as `numpy.rot90`)."""
-
-    flip_y: bool = False
-    flip_x: bool = False
-    quarter_turns: int = 0
-
-    def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """The turned array (H, W), contiguous."""
-        if self.flip_y:
-            array = array[::-1]
-        if self.flip_x:
-            array = array[:, ::-1]
-        return np.ascontiguousarray(np.rot90(array, self.quarter_turns))
-
-    @property
-    def number(self) -> int:
-        """0 to 7: which of the eight symmetries of the square this is (mirroring in y is in x, then half a turn)."""
-        return 4 * (self.flip_y != self.flip_x) + (self.quarter_turns + 2 * self.flip_y) % 4
-
-    @staticmethod
-    def of_number(number: int) -> Turn:
-        """The symmetry of a number from 0 to 7."""
-        return Turn(flip_x=number >= 4, quarter_turns=number % 4)
 
 
 def random_turn(config: AugmentConfig, rng: np.random.Generator) -> Turn:
     """Draw mirroring and a multiple of 90 degrees."""
     flip_y, flip_x = (bool(rng.integers(2)) if config.flips else False for _ in range(2))
-    return Turn(flip_y=flip_y, flip_x=flip_x, quarter_turns=int(rng.integers(4)) if config.rotations else 0)
+    return Turn.of(flip_y=flip_y, flip_x=flip_x, quarters=int(rng.integers(4)) if config.rotations else 0)
 
 
-def possible_turns(config: AugmentConfig) -> tuple[int, ...]:
-    """Numbers of the symmetries that `random_turn` can draw."""
+def possible_turns(config: AugmentConfig) -> tuple[Turn, ...]:
+    """List the symmetries that `random_turn` can draw, each once."""
     flips = (False, True) if config.flips else (False,)
     quarters = range(4) if config.rotations else range(1)
-    return tuple(
-        sorted({Turn(flip_y=y, flip_x=x, quarter_turns=q).number for y in flips for x in flips for q in quarters})
-    )
+    numbers = {Turn.of(flip_y=y, flip_x=x, quarters=q).number for y in flips for x in flips for q in quarters}
+    return tuple(Turn(number=number) for number in sorted(numbers))
 
 
 def log_uniform(bounds: tuple[float, float], rng: np.random.Generator) -> float:

@@ -69,9 +69,7 @@ class CropDataset:
         target = self._target(prepared, (y, x, window))
         return Sample(
             image=turn.apply(image).astype(np.float32, copy=False),
-            target=np.ascontiguousarray(
-                self._objective.transform_targets(target, turn.flip_y, turn.flip_x, turn.quarter_turns)
-            ),
+            target=self._objective.transform_targets(target, turn),
             weight=turn.apply(weight).astype(np.float32, copy=False),
         )
 

@@ -25,7 +25,7 @@ from dinocell.core import log
 from dinocell.core.device import autocast
 from dinocell.core.files import AtomicFile
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.data.augment import Turn, possible_turns
+from dinocell.finetune.data.augment import possible_turns
 from dinocell.finetune.data.crops import grid_windows
 from dinocell.finetune.data.image_store import ImageStore, PreparedImage, shape2
 from dinocell.models import SegmentationModel
@@ -107,7 +107,7 @@ class TokenFiles:
         dtype: torch.dtype,
     ) -> None:
         self._model, self._store, self._config, self._device, self._dtype = model, store, config, device, dtype
-        self._turns = [Turn.of_number(number) for number in possible_turns(config.augment)]
+        self._turns = possible_turns(config.augment)
         root = Path(config.backbone.cache_dir or Path(config.output_dir) / "tokens")
         self._directory = root / fingerprint(model, config, dtype)
         patches = (config.network_size // model.backbone.patch_size) ** 2
@@ -222,6 +222,7 @@ def fingerprint(model: SegmentationModel, config: FinetuneConfig, dtype: torch.d
     for name, value in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    settings = [config.crop_size, config.network_size, config.overlap, possible_turns(config.augment), str(dtype)]
+    turns = tuple(turn.number for turn in possible_turns(config.augment))
+    settings = [config.crop_size, config.network_size, config.overlap, turns, str(dtype)]
     digest.update(json.dumps([*settings, model.backbone.patch_size]).encode())
     return digest.hexdigest()[:16]

@@ -19,15 +19,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from torch import Tensor
+
+class Tensor(Protocol):
+    """What is asked of a torch tensor; this room does not import torch."""
+
+    def flip(self, *dims: int) -> Self:
+        """Mirror these axes."""
+
+    def rot90(self, k: int, dims: tuple[int, int]) -> Self:
+        """Turn in the plane of two axes."""
+
 
 Element = TypeVar("Element", bound=np.generic)
+TensorType = TypeVar("TensorType", bound=Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +81,7 @@ class Turn:
         """Turn an array (…, H, W) back: `undo(apply(array))` equals `array`."""
         return self.inverse.apply(array)
 
-    def apply_tensor(self, tensor: Tensor) -> Tensor:
+    def apply_tensor(self, tensor: TensorType) -> TensorType:
         """Turn the last two axes of a tensor [..., H, W]."""
         mirrored = tensor.flip(-1) if self.mirrored else tensor
         return mirrored.rot90(self.quarters, (-2, -1))
