@@ -29,7 +29,8 @@ from ssl_step import WARMUP, write_crops
 
 from dinocell.core import config as config_module
 from dinocell.pretrain import PretrainConfig
-from dinocell.pretrain.trainer import Timer, Trainer
+from dinocell.pretrain.trainer import Trainer
+from dinocell.training.progress import StepTimer
 
 ROOT = Path(__file__).parents[1]
 BATCH, GLOBAL, LOCAL, LOCAL_CROPS, PROTOTYPES = 8, 224, 84, 8, 8192
@@ -86,7 +87,7 @@ def measure_ours(images: Path, run: Path, threads: int, steps: int) -> dict[str,
         ],
     )
     trainer = Trainer(config)
-    batches, timer = trainer._batches(), Timer()
+    batches, timer = trainer._batches(), StepTimer()
     spans: dict[str, list[float]] = {"cpu_seconds": [], "wall_seconds": []}
     for step in range(WARMUP + steps):
         cpu, wall = time.process_time(), time.perf_counter()

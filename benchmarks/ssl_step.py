@@ -22,7 +22,8 @@ import torch
 from dinocell.core import config as config_module
 from dinocell.pretrain import PretrainConfig
 from dinocell.pretrain.cost import matmul_rate
-from dinocell.pretrain.trainer import Timer, Trainer
+from dinocell.pretrain.trainer import Trainer
+from dinocell.training.progress import StepTimer
 
 WARMUP = 2
 
@@ -63,7 +64,7 @@ def measure(config: PretrainConfig, steps: int) -> dict[str, float | str]:
     trainer = Trainer(config)
     trainer._set_backbone_trainable(True)
     clock = time.process_time if trainer.device.type == "cpu" else _synchronised_clock
-    batches, timer = trainer._batches(), Timer()
+    batches, timer = trainer._batches(), StepTimer()
     for _ in range(WARMUP):
         trainer.train_step(batches, timer)
     timer.lap()
@@ -72,7 +73,7 @@ def measure(config: PretrainConfig, steps: int) -> dict[str, float | str]:
         start = clock()
         trainer.train_step(batches, timer)
         seconds.append(clock() - start)
-    wall, waited, _ = timer.lap()
+    wall, _, waited = timer.lap()
     rate = max(trainer.machine_rate, _products(trainer))
     step = float(np.median(seconds))
     achieved = trainer.image_flops * trainer.step_images / step

@@ -10,7 +10,7 @@ from string import Template
 from urllib.parse import quote
 
 from dinocell.core.files import atomic_write_text
-from dinocell.curation.extract import CROPS, SET_ASIDE, Found
+from dinocell.curation.records import CROPS, SET_ASIDE, Found
 from dinocell.curation.sources import UNSAFE
 from dinocell.curation.thumbnails import ThumbnailReader
 

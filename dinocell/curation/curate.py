@@ -20,9 +20,10 @@ from dinocell.core.errors import ConfigError, DataError
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.contact_sheet import write_contact_sheet
 from dinocell.curation.duplicates import DuplicateIndex, appearance, thumbnail_from_text
-from dinocell.curation.extract import CROPS, SET_ASIDE, Found, extract_source
+from dinocell.curation.extract import extract_source
 from dinocell.curation.journal import Journal, places
 from dinocell.curation.manifest import Row, write_rows
+from dinocell.curation.records import CROPS, SET_ASIDE, Found
 from dinocell.curation.sources import Source, find_sources
 
 EXCLUDE = "exclude.txt"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +19,7 @@ from dinocell.curation.config import CurateConfig
 from dinocell.curation.duplicates import thumbnail, thumbnail_to_text
 from dinocell.curation.filters import Gray, Plane, Rejection, check_crop, check_plane, halve, score_crop
 from dinocell.curation.manifest import Row
+from dinocell.curation.records import CROPS, Found
 from dinocell.curation.sources import Source
 from dinocell.curation.thumbnails import encode_jpeg, shrink
 from dinocell.images.gray.channels import TRANSMITTED, planes
@@ -29,32 +29,12 @@ from dinocell.images.read import read_series
 
 VERSION = 3
 """Raised when the same file and config give other crops than before; older records are then discarded."""
-STATE = ".curation"
-CROPS = "crops"
-SET_ASIDE = "set_aside"
 WITHOUT_EFFECT = ("sources", "out", "dataset", "workers", "shard_index", "shard_count", "merge", "sheet_limit")
 LATER_FILTERS = ("duplicates", "max_hash_distance", "min_correlation")
 READ_AT_ONCE = 2**24
 """Bytes below which a file is hashed in one piece."""
 DARK = 64
 """Median gray level of an 8-bit crop below which light on a dark ground is taken for fluorescence."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A future row of the tables, with the thumbnails for duplicate detection and for the contact sheet.
-
-    Attributes:
-        row: of manifest.csv or rejected.csv.
-        small: thumbnail of a kept crop as text.
-        picture: JPEG for the contact sheet, until the journal has stored it.
-        sheet: its place in the journal's files.
-    """
-
-    row: Row
-    small: str = ""
-    picture: bytes = b""
-    sheet: str = ""
 
 
 def fingerprint(config: CurateConfig) -> str:
@@ -183,13 +163,3 @@ def _sha256(path: Path) -> str:
     for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
         digest.update(str(file.relative_to(path)).encode() + b"\0" + _sha256(file).encode())
     return digest.hexdigest()
-
-
-def to_record(found: Found, sheet: str) -> dict[str, Any]:
-    """Convert to plain values for the journal; `sheet` is the place of the contact sheet's image."""
-    return {"row": vars(found.row), "small": found.small, "sheet": sheet}
-
-
-def from_record(record: list[dict[str, Any]]) -> list[Found]:
-    """Invert `to_record`."""
-    return [Found(row=Row(**item["row"]), small=item["small"], sheet=item["sheet"]) for item in record]

@@ -11,7 +11,8 @@ from typing import Any
 
 from dinocell.core.files import atomic_write_text
 from dinocell.curation.config import CurateConfig
-from dinocell.curation.extract import CROPS, SET_ASIDE, STATE, Found, fingerprint, from_record, to_record
+from dinocell.curation.extract import fingerprint
+from dinocell.curation.records import CROPS, SET_ASIDE, STATE, Found, from_record, to_record
 from dinocell.curation.sources import Source
 from dinocell.curation.thumbnails import ThumbnailReader, ThumbnailWriter
 

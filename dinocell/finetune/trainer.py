@@ -33,7 +33,7 @@ from dinocell.objectives import build_objective, total_loss
 from dinocell.training import distributed
 from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import adamw, clip_gradients, set_schedule
-from dinocell.training.progress import RunLogger
+from dinocell.training.progress import RunLogger, StepTimer
 from dinocell.training.schedules import cosine
 from dinocell.training.signals import StopSignal
 
@@ -140,6 +140,7 @@ class Trainer:
     def _loop(self, stop: StopSignal) -> bool:
         """Train until the end; False when asked to stop before it."""
         train = self.config.train
+        means, timer = Means(), StepTimer()
         loader = BatchLoader(
             self.data.train,
             batch_size=train.batch_size,
@@ -148,27 +149,28 @@ class Trainer:
             accumulate=train.accumulate,
             steps=(self.step, self.total_steps),
             workers=worker_count(self.config.data.workers, self.world.world_size),
+            timer=timer,
         )
         self.thaw.update(self._progress())
         model = self._parallel()
-        meter = Meter(loader, train.batch_size)
         self.began = time.perf_counter() - self.seconds
         for batches in loader:
             progress = self._progress()
             if self.thaw.update(progress):
                 model = self._parallel()
             self._schedule(progress)
-            meter.add(self._train_step(model, batches))
+            means.add(self._train_step(model, batches))
+            timer.images += train.batch_size
             self.step += 1
             self._tick()
             done = self._progress() >= 1.0
             if self.step % train.log_every == 0 or done:
-                self._log(meter)
+                self._log(means, timer)
             if self._validation_due(done):
-                before = time.perf_counter()
-                if not self._validate(stop):
+                with timer.paused():
+                    complete = self._validate(stop)
+                if not complete:
                     return False
-                meter.leave_out(time.perf_counter() - before)
                 if self._out_of_patience() and not done:
                     log.info(f"no better {self.config.validate.monitor} for {self.stale} validations: stopping early")
                     return True
@@ -239,8 +241,8 @@ class Trainer:
         )
         set_schedule(self.optimizer, lr, train.weight_decay)
 
-    def _log(self, meter: Meter) -> None:
-        means, rate, wait = meter.read()
+    def _log(self, collected: Means, timer: StepTimer) -> None:
+        means, lap = collected.read(), timer.lap()
         if not math.isfinite(means["loss"]):
             raise DataError(
                 f"the loss is {means['loss']} at step {self.step}; lower train.lr (now {self.config.train.lr:g}), set "
@@ -249,8 +251,9 @@ class Trainer:
         if self.config.train.minutes:  # the time budget, not the step count, decides when the run ends
             self.logger.total_steps = max(self.step, round(self.step / max(self._progress(), 1e-6)))
         means["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
-        self.logger.log(self.step, {**means, "images_per_second": rate, "data_wait": wait, "seconds": self.seconds})
-        self.logger.progress(self.step, means, images_per_second=rate, data_wait=wait)
+        timing = {"images_per_second": lap.images_per_second, "data_wait": lap.data_wait}
+        self.logger.log(self.step, {**means, **timing, "seconds": self.seconds})
+        self.logger.progress(self.step, means, **timing)
 
     # ---- validation and state ----------------------------------------------------------------------------------------
 
@@ -347,18 +350,12 @@ class Trainer:
         log.info(f"continuing {self.config.output_dir} from step {step} of {self.total_steps}")
 
 
-class Meter:
-    """Means over the steps since the last line of the log."""
+class Means:
+    """Means of a step's values over the steps since the last log line."""
 
-    def __init__(self, loader: BatchLoader, batch_size: int) -> None:
-        self._loader, self._batch_size = loader, batch_size
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._since = time.perf_counter()
-
-    def leave_out(self, seconds: float) -> None:
-        """Take time that was not training out of the rates."""
-        self._since += seconds
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add one step's values; they stay on their device."""
@@ -366,10 +363,8 @@ class Meter:
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._steps += 1
 
-    def read(self) -> tuple[dict[str, float], float, float]:
-        """(means over steps and processes, images per second, share of the time spent waiting for data); resets."""
+    def read(self) -> dict[str, float]:
+        """Means over steps and processes; starts over."""
         means = {n: float(distributed.all_reduce_mean(v)) / self._steps for n, v in self._sums.items()}
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        rate, wait = self._steps * self._batch_size / elapsed, min(1.0, self._loader.waited / elapsed)
-        self._sums, self._steps, self._since, self._loader.waited = {}, 0, time.perf_counter(), 0.0
-        return means, rate, wait
+        self._sums, self._steps = {}, 0
+        return means

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from dinocell.pretrain.sharding import (
 from dinocell.training import distributed
 from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import clip_gradients, set_schedule
-from dinocell.training.progress import RunLogger
+from dinocell.training.progress import RunLogger, StepTimer
 from dinocell.training.rng import rng_state, seed_generators, set_rng_state
 from dinocell.training.schedules import scaled_learning_rate
 from dinocell.training.signals import StopSignal
@@ -126,7 +125,7 @@ class Trainer:
     def train(self) -> bool:
         """Run to the last step; False when a signal asked to stop before it (a checkpoint is written then)."""
         total, every = self.config.optim.total_steps, self.config.checkpoint_every
-        batches, timer = self._batches(), Timer()
+        batches, timer = self._batches(), StepTimer()
         if self.step == 0:
             self._probe()
         with StopSignal() as stop:
@@ -153,7 +152,7 @@ class Trainer:
             )
         return True
 
-    def train_step(self, batches: Iterator[Batch], timer: Timer) -> dict[str, float]:
+    def train_step(self, batches: Iterator[Batch], timer: StepTimer) -> dict[str, float]:
         """One optimizer step on `accumulate` micro-batches; returns the metrics of the step, averaged over ranks."""
         optim = self.config.optim
         values = values_at(self.config, self.peak_lr, self.step)
@@ -228,7 +227,7 @@ class Trainer:
         )
         return iter(make_loader(CropDataset(self.paths, self.config), self.config, sampler, self.device))
 
-    def _next(self, batches: Iterator[Batch], timer: Timer) -> Batch:
+    def _next(self, batches: Iterator[Batch], timer: StepTimer) -> Batch:
         with timer.waiting():
             batch = next(batches)
         for path, reason in batch.unreadable.items():
@@ -288,20 +287,22 @@ class Trainer:
                 f"in {str(record)!r}; look at them, or lower optim.base_lr and start from the last checkpoint"
             )
 
-    def _log(self, metrics: dict[str, float], timer: Timer) -> None:
+    def _log(self, metrics: dict[str, float], timer: StepTimer) -> None:
         for other in distributed.gather_objects(self.unreadable):
             self.unreadable |= other
         metrics["unreadable_images"] = len(self.unreadable)
         problem = self.monitor.warning(metrics) if "rankme_cls" in metrics else None
         if problem is not None:
             self.logger.warning(problem)
-        seconds, wait, rate = timer.lap()
-        mfu = self.image_flops * rate / (self.machine_rate * self.world.world_size)
-        timing = {"seconds": seconds, "images_per_second": rate, "data_wait": wait, "mfu": mfu}
+        lap = timer.lap()
+        mfu = self.image_flops * lap.images_per_second / (self.machine_rate * self.world.world_size)
+        timing = {**lap._asdict(), "mfu": mfu}
         self.logger.log(self.step, metrics)
         self.logger.log(self.step, timing, split="timing")
         shown = {name: metrics[name] for name in _SHOWN if name in metrics}
-        self.logger.progress(self.step, shown, images_per_second=rate, data_wait=wait, mfu=mfu)
+        self.logger.progress(
+            self.step, shown, images_per_second=lap.images_per_second, data_wait=lap.data_wait, mfu=mfu
+        )
 
     def _save(self) -> None:
         for other in distributed.gather_objects(self.unreadable):
@@ -362,29 +363,6 @@ class Trainer:
         images = report_images(self.paths, config) if self.step == 0 else []
         if images:
             save_before(self.folder, _backbone(self.model.teacher), images, self.dtype)
-
-
-class Timer:
-    """Wall time since the last log line, and the part of it spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self._waited = 0.0
-        self._start = time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting."""
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
-
-    def lap(self) -> tuple[float, float, float]:
-        """(seconds, share of them waited, images per second) since the last call; starts again."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        result = seconds, self._waited / seconds, self.images / seconds
-        self.images, self._waited, self._start = 0, 0.0, time.perf_counter()
-        return result
 
 
 def _backbone(networks: nn.ModuleDict) -> VisionTransformer:

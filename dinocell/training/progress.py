@@ -5,14 +5,53 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dinocell.core.files import atomic_write_text
 from dinocell.core.log import format_duration, format_number, info, warning
+
+
+class Lap(NamedTuple):
+    """One stretch between two log lines: its seconds, images per second, and the share of time waited for data."""
+
+    seconds: float
+    images_per_second: float
+    data_wait: float
+
+
+class StepTimer:
+    """Wall time of training steps between two log lines, and the part of it spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._waited = 0.0
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside out of the lap: validation, checkpoints."""
+        begin = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begin
+
+    def lap(self) -> Lap:
+        """Finish the lap since the last call and start the next one."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        lap = Lap(seconds, self.images / seconds, min(1.0, self._waited / seconds))
+        self.images, self._waited, self._start = 0, 0.0, time.perf_counter()
+        return lap
 
 
 class RunLogger:

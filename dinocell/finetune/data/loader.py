@@ -7,7 +7,6 @@ cache stays one copy. Nothing is left behind when the process is killed.
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dinocell.finetune.data.crops import Sample
+from dinocell.training.progress import StepTimer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class BatchLoader:
         accumulate: micro-batches of each process and step.
         steps: (first, past the last).
         workers: threads; 0 makes each batch when it is asked for.
+        timer: counts the time spent waiting for samples.
     """
 
     def __init__(
@@ -82,12 +83,13 @@ class BatchLoader:
         accumulate: int,
         steps: tuple[int, int],
         workers: int,
+        timer: StepTimer | None = None,
     ) -> None:
         self._sample, self._batch_size, self._rank = sample, batch_size, rank
         self._per_process = batch_size // world_size
         self._micro = self._per_process // accumulate
         self._steps, self._workers = steps, workers
-        self.waited = 0.0  # seconds spent waiting for data since the last reset by the reader
+        self._timer = timer or StepTimer()
 
     def numbers(self, step: int) -> range:
         """Sample numbers of this process in one step."""
@@ -97,9 +99,8 @@ class BatchLoader:
     def __iter__(self) -> Iterator[list[Batch]]:
         if self._workers == 0:
             for step in range(*self._steps):
-                begin = time.perf_counter()
-                batches = self._collate([self._sample(n) for n in self.numbers(step)])
-                self.waited += time.perf_counter() - begin
+                with self._timer.waiting():
+                    batches = self._collate([self._sample(n) for n in self.numbers(step)])
                 yield batches
             return
         yield from self._threaded()
@@ -115,9 +116,8 @@ class BatchLoader:
                         pending.append([pool.submit(self._sample, n) for n in self.numbers(step)])
                     if not pending:
                         return
-                    begin = time.perf_counter()
-                    samples = [future.result() for future in pending.popleft()]
-                    self.waited += time.perf_counter() - begin
+                    with self._timer.waiting():
+                        samples = [future.result() for future in pending.popleft()]
                     yield self._collate(samples)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
