@@ -29,6 +29,7 @@ from dinocell.finetune.data.sampler import SampleOrder, sample_rng
 from dinocell.finetune.network import build_model, optimizer_groups
 from dinocell.labels.cells import cell_boxes
 from dinocell.objectives import build_objective
+from dinocell.predict.placement import Placement
 from dinocell.training.optim import adamw, set_schedule
 
 REPEATS = 3
@@ -119,7 +120,13 @@ def made_up_image(size: int) -> PreparedImage:
         labels[y : y + 24, x : x + 24] = number
     noise = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
     return PreparedImage(
-        image=noise, labels=labels, ignore=None, boxes=cell_boxes(labels), truth=labels, unlabelled_weight=1.0
+        image=noise,
+        labels=labels,
+        ignore=None,
+        boxes=cell_boxes(labels),
+        truth=labels,
+        unlabelled_weight=1.0,
+        placement=Placement.of((size, size), window=size),
     )
 
 

@@ -45,7 +45,7 @@ from dinocell.core.errors import ConfigError, DataError, run_main
 from dinocell.core.files import sha256_of
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.config import DataConfig
-from dinocell.finetune.data.image_store import rescaled_size
+from dinocell.finetune.data.image_store import cell_scale
 from dinocell.labels.files import read_labels
 from dinocell.models.packaged import find_model
 from dinocell.segmentation import Segmenter, load_model
@@ -286,7 +286,7 @@ def known_diameter(model: Segmenter, truth: Any, limits: DataConfig) -> float | 
     trained = (model.meta.get("training") or {}).get("diameter")
     if not limits.rescales or not trained:
         return None
-    return float(trained) * truth.shape[0] / rescaled_size(truth, limits)[0]
+    return float(trained) / cell_scale(truth, limits)
 
 
 # ---- the ablation: equal steps ----

@@ -18,8 +18,6 @@ from dinocell.images.image import ImageFile
 from dinocell.images.planes import Plane, iter_planes, open_image
 from dinocell.labels.cells import compact_dtype
 from dinocell.models.folder import CONFIG_NAME
-from dinocell.predict.tokens import frame_of
-from dinocell.predict.windows import covering_windows
 from dinocell.segmentation.notes import Note
 from dinocell.segmentation.options import SegmentOptions
 from dinocell.segmentation.result import SegmentationResult
@@ -114,15 +112,13 @@ def segment_layer(
 def _segment(
     segmenter: Segmenter, plane: Plane, options: SegmentOptions, report: Report, cancelled: Callable[[], bool]
 ) -> SegmentationResult:
-    window, overlap = segmenter.window, segmenter.overlap
     with _watched(segmenter, report, cancelled) as watch:
         if segmenter.is_large(plane, options):
-            watch.expect(len(covering_windows(plane.size, window, overlap)))
+            watch.expect(len(segmenter.place(plane.size).windows(segmenter.overlap)))
             return segmenter.segment_large(plane, options)
         job = segmenter.prepare(plane, options)  # runs the network, too, when it estimates the diameter
         if job.z is not None:
-            height, width = frame_of(job.z, job.size, window, segmenter.fit)[0].shape
-            watch.expect(len(covering_windows((height, width), window, overlap)))
+            watch.expect(len(job.placement.windows(segmenter.overlap)))
         job, maps = next(iter(segmenter.predict([job])))
         return segmenter.finish(job, maps, options)
 

@@ -1,105 +1,152 @@
-"""How an image meets the window the network was trained on: in tiles, or resized or padded to a single window.
+"""Placement of an image in a network's windows: its scale, the padding or mirroring around it, and the way back.
 
-Resizing and padding are for class maps (objective semantic), where a small picture of the whole field is enough; cells
-of their own need the image's own scale, which tiles keep.
+Training, validation, segmentation and embeddings share it, so that a network meets an image the same way in each.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.images.geometry.resize import resize_image, resize_labels, resize_maps
+from dinocell.predict.large.regions import FilledPicture, Picture, ScaledMaps, ScaledPicture
+from dinocell.predict.windows import Window, covering_windows
 
 Float32 = NDArray[np.float32]
+Size = tuple[int, int]
 Fit = Literal["tile", "resize", "pad"]
-"""tile: windows at the image's scale; resize: the image squashed to one window; pad: shrunk with its aspect, filled."""
+"""tile: windows at the image's scale; resize: the image squashed to one window; pad: shrunk with its aspect, filled.
 
-
-def content_size(size: tuple[int, int], window: int, fit: Fit) -> tuple[int, int]:
-    """(height, width) that an image of `size` takes after `fit_plane`, without the padding."""
-    match fit:
-        case "tile":
-            return size
-        case "resize":
-            return window, window
-        case "pad":
-            scale = window / max(size)
-            return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    assert_never(fit)
-
-
-def fit_plane(z: Float32, window: int, fit: Fit) -> Float32:
-    """A preprocessed image (H, W) as the network gets it; `pad` fills below and to the right with 0, the mean."""
-    if fit == "tile":
-        return z
-    fitted = np.asarray(resize_image(z, content_size(_shape(z), window, fit)), np.float32)
-    return _padded(fitted, window)
-
-
-def fit_labels(labels: NDArray[Any], window: int, fit: Fit) -> NDArray[Any]:
-    """Labels (H, W), or a mask, for the image that `fit_plane` gives, by nearest neighbour; 0 in the padding."""
-    if fit == "tile":
-        return labels
-    return _padded(resize_labels(labels, content_size(_shape(labels), window, fit)), window)
-
-
-def padding(size: tuple[int, int], window: int, fit: Fit) -> NDArray[np.bool_] | None:
-    """Which pixels of a fitted image of `size` are padding, (window, window); None when there is none."""
-    height, width = content_size(size, window, fit)
-    if fit == "tile" or (height, width) == (window, window):
-        return None
-    outside = np.ones((window, window), bool)
-    outside[:height, :width] = False
-    return outside
-
-
-def unfit_maps(maps: Float32, size: tuple[int, int], window: int, fit: Fit) -> Float32:
-    """Maps (K, h, w) of a fitted image at its own size (H, W): without the padding, resampled."""
-    if fit == "pad":
-        height, width = content_size(size, window, fit)
-        maps = maps[:, :height, :width]
-    return resize_maps(np.ascontiguousarray(maps), size)
-
-
-def _padded(array: NDArray[Any], window: int) -> NDArray[Any]:
-    bottom, right = window - array.shape[0], window - array.shape[1]
-    return np.pad(array, [(0, bottom), (0, right)]) if bottom or right else array
-
-
-def _shape(array: NDArray[np.generic]) -> tuple[int, int]:
-    return int(array.shape[0]), int(array.shape[1])
-
+Resizing and padding are for class maps (objective semantic), where a small view of the whole field is enough; instances
+need the image's own scale, which tiles keep.
+"""
+Fill = Literal["mirror", "edge", "zero"]
+"""Continuation of the image below and to the right: its mirror image, its last row and column, or 0, its mean."""
 
 MAX_UPSCALE = 8.0
 
 
-def enlarge(z: Float32, window: int) -> Float32:
-    """Scale an image (H, W) smaller than the window so that its short side equals it; the aspect is kept.
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """One image as one network sees it; made by `Placement.of`. All sizes are (height, width) in px.
 
-    Past a factor of 8 the rest is filled by repeating the edge: a strip a few pixels high holds no cell to enlarge.
+    Attributes:
+        size: the image.
+        scale: factor from the image's pixels to the model's, without the enlarging of small images to a window.
+        scaled: the image at that scale.
+        shown: the upper left part of the frame that shows the image.
+        frame: the network's input, both sides at least `window`.
+        window: side of the windows that the frame is cut into.
+        fit: rule that gave `shown`.
+        fill: rule for the part of the frame outside `shown`.
     """
-    height, width = z.shape
-    scale = min(window / min(height, width), MAX_UPSCALE)
-    if scale > 1:
-        target = (max(1, round(width * scale)), max(1, round(height * scale)))
-        z = np.asarray(cv2.resize(z, target, interpolation=cv2.INTER_CUBIC), np.float32)
-    missing = [max(0, window - length) for length in z.shape]
-    return np.pad(z, [(0, missing[0]), (0, missing[1])], mode="edge") if any(missing) else z
+
+    size: Size
+    scale: float
+    scaled: Size
+    shown: Size
+    frame: Size
+    window: int
+    fit: Fit
+    fill: Fill
+
+    @classmethod
+    def of(cls, size: Size, *, window: int, fit: Fit = "tile", scale: float = 1.0, rescales: bool = False) -> Placement:
+        """Place an image of `size` in windows.
+
+        An image smaller than the window is enlarged until its short side fills it, its aspect kept, by a factor of 8 at
+        most (a strip a few pixels high contains no cell to enlarge). A model that `rescales` images to one size of
+        cells is shown it at `scale` all the same.
+
+        Args:
+            window: side of the network's input, px.
+            fit: see `Fit`.
+            scale: factor from the image's pixels to the model's.
+            rescales: mirror images smaller than the window instead of enlarging them again.
+        """
+        scaled = _times(size, scale)
+        match fit:
+            case "resize":
+                shown = window, window
+            case "pad":
+                shown = _times(scaled, window / max(scaled))
+            case "tile":
+                enlarged = 1.0 if rescales else max(1.0, min(window / min(scaled), MAX_UPSCALE))
+                shown = _times(scaled, enlarged)
+            case _:
+                assert_never(fit)
+        fill: Fill = "zero" if fit != "tile" else "mirror" if rescales else "edge"
+        frame = max(shown[0], window), max(shown[1], window)
+        return cls(size=size, scale=scale, scaled=scaled, shown=shown, frame=frame, window=window, fit=fit, fill=fill)
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the frame that show the image."""
+        return slice(0, self.shown[0]), slice(0, self.shown[1])
+
+    def windows(self, overlap: int) -> list[Window]:
+        """Windows that cover the frame, neighbours sharing at least `overlap` px."""
+        return covering_windows(self.frame, self.window, overlap)
+
+    def image(self, z: NDArray[Any]) -> Float32:
+        """The frame, float32, of a preprocessed image (H, W); the image itself where nothing is to be done."""
+        assert z.shape == self.size, f"an image of {z.shape} was placed as one of {self.size}"
+        for size in (self.scaled, self.shown):
+            z = resize_image(z, size)
+        z = np.ascontiguousarray(z, np.float32)
+        match self.fill:
+            case "mirror":
+                return self._filled(z, mode="symmetric")
+            case "edge":
+                return self._filled(z, mode="edge")
+            case "zero":
+                return self._filled(z)
+        assert_never(self.fill)
+
+    def source(self, picture: Picture) -> Picture:
+        """The frame of an image that is read by region, as `image` gives it, up to rounding; for `fit` tile."""
+        assert self.fill != "zero" and picture.size == self.size
+        for size in (self.scaled, self.shown):
+            picture = picture if size == picture.size else ScaledPicture(picture, size)
+        return picture if self.frame == self.shown else FilledPicture(picture, self.frame, self.fill)
+
+    def labels(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Labels (H, W) of the image on the frame, by nearest neighbour; 0 outside the image."""
+        return self._filled(resize_labels(labels, self.shown))
+
+    def mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Pixels of the frame that do not count: those of a mask (H, W), and all outside the image; None if all do."""
+        if self.frame == self.shown:
+            return None if mask is None else resize_labels(mask, self.shown)
+        outside = np.ones(self.frame, bool)
+        outside[self.inside] = False if mask is None else resize_labels(mask, self.shown)
+        return outside
+
+    def undo(self, maps: Float32) -> Float32:
+        """Maps (K, h, w) of the frame at the image's size, (K, H, W)."""
+        maps = np.ascontiguousarray(maps[(slice(None), *self.inside)])
+        if self.fit == "tile":
+            maps = resize_maps(maps, self.scaled)
+        return resize_maps(maps, self.size)
+
+    def undo_lazily(self, maps: Float32) -> Float32 | ScaledMaps:
+        """As `undo`, up to rounding, for maps too large for memory: resampled where they are read; for `fit` tile."""
+        seen: Float32 | ScaledMaps = maps[(slice(None), *self.inside)]
+        for size in (self.scaled, self.size):
+            seen = seen if seen.shape[1:] == size else ScaledMaps(seen, size)
+        return seen
+
+    def undo_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Labels, or weights, (h, w) of the frame at the image's size (H, W), by nearest neighbour."""
+        return resize_labels(labels[self.inside], self.size)
+
+    def _filled(self, array: NDArray[Any], **how: Any) -> NDArray[Any]:
+        missing = [(0, wanted - length) for wanted, length in zip(self.frame, array.shape, strict=True)]
+        return np.pad(array, missing, **how) if any(after for _, after in missing) else array
 
 
-def mirrored(z: Float32, window: int) -> Float32:
-    """An image (H, W) continued by its mirror image below and to the right until both sides fill the window."""
-    missing = [(0, max(0, window - length)) for length in z.shape]
-    return np.ascontiguousarray(np.pad(z, missing, mode="symmetric")) if any(m for _, m in missing) else z
-
-
-def reduce(maps: Float32, size: tuple[int, int], window: int) -> Float32:
-    """Undo `enlarge`: maps (K, h, w) of the enlarged image back at the size (H, W) of the original."""
-    scale = min(window / min(size), MAX_UPSCALE)
-    if scale > 1:
-        maps = maps[:, : max(1, round(size[0] * scale)), : max(1, round(size[1] * scale))]
-    return resize_maps(maps, size)
+def _times(size: Size, factor: float) -> Size:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from dinocell.core import device as devices
-from dinocell.predict.placement import enlarge, reduce
 from dinocell.predict.windows import OVERLAP, WINDOW, Float32, Stitcher, Window, covering_windows
 
 Key = TypeVar("Key")
@@ -51,18 +50,16 @@ class _Image(Generic[Key]):
     """One image on its way through the network."""
 
     key: Key
-    size: tuple[int, int]
     z: Float32
     remaining: int
     stitcher: Stitcher | None = None
 
 
 def _prepare(key: Key, z: Float32, window: int, overlap: int) -> tuple[_Image[Key], list[Window]]:
-    if z.ndim != 2:
-        raise ValueError(f"an image plane has the shape (H, W), not {z.shape}")
-    enlarged = enlarge(np.asarray(z, np.float32), window)
-    tiles = covering_windows(enlarged.shape, window, overlap)
-    return _Image(key, z.shape, enlarged, len(tiles)), tiles
+    if z.ndim != 2 or min(z.shape) < window:
+        raise ValueError(f"windows of {window} px are cut from planes (H, W) at least as large, not {z.shape}")
+    tiles = covering_windows(_shape(z), window, overlap)
+    return _Image(key, np.asarray(z, np.float32), len(tiles)), tiles
 
 
 def predict_stream(
@@ -78,7 +75,7 @@ def predict_stream(
 
     Args:
         model: maps windows [B, 1, window, window] to [B, K, window, window].
-        images: (key, z) pairs, z (H, W) float32 as `dinocell.images.gray.contrast` returns it.
+        images: (key, z) pairs, z (H, W) float32 as `Placement.image` gives it: both sides at least the window.
         window: window side in pixels, the crop that the model was trained on.
         overlap: fewest pixels shared by neighbouring windows.
         batch_size: windows per forward.
@@ -87,6 +84,9 @@ def predict_stream(
 
     Yields:
         (key, maps), maps (K, H, W) float32 at the size of z.
+
+    Raises:
+        ValueError: a plane is not two-dimensional, or smaller than the window.
     """
     where = _device_of(model) if device is None else torch.device(device)
     in_flight: deque[_Image[Key]] = deque()
@@ -105,7 +105,7 @@ def predict_stream(
         while in_flight and in_flight[0].remaining == 0:
             image = in_flight.popleft()
             assert image.stitcher is not None
-            yield image.key, reduce(image.stitcher.maps, image.size, window)
+            yield image.key, image.stitcher.maps
 
     for key, z in images:
         image, tiles = _prepare(key, z, window, overlap)
@@ -129,11 +129,7 @@ def predict_maps(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float32:
-    """Maps (K, H, W) float32 of one preprocessed image z (H, W) of any size; see `predict_stream`.
-
-    An image smaller than the window is enlarged for the network (short side = window, aspect kept) and its maps are
-    given back at the image's own size.
-    """
+    """Maps (K, H, W) float32 of one image z (H, W) that `Placement` made fit; see `predict_stream`."""
     _, maps = next(predict_stream(model, [(0, z)], window, overlap, batch_size, device, dtype))
     return maps
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from dinocell.core.errors import ConfigError
 from dinocell.labels.cells import renumber_table
 from dinocell.models import SegmentationModel
-from dinocell.predict.placement import MAX_UPSCALE, Fit, content_size, enlarge
 from dinocell.predict.runner import evaluating, run_batch
 from dinocell.predict.windows import Window, covering_windows, taper
 
@@ -41,7 +40,7 @@ def cell_embeddings(
     labels: NDArray[Any],
     region: Callable[[Window], Float32],
     frame: Size,
-    content: Size,
+    shown: Size,
     *,
     window: int,
     overlap: int,
@@ -58,7 +57,7 @@ def cell_embeddings(
         labels: (H, W) integers, 0 = background.
         region: the network's input (h, w) in a window of the frame.
         frame: size of the network's input.
-        content: size of the part of the frame that shows the image (the rest, below and to the right, is padding).
+        shown: size of the upper left part of the frame that shows the image.
         window, overlap, batch_size, device, dtype: as for `predict_maps`.
 
     Returns:
@@ -71,7 +70,7 @@ def cell_embeddings(
         raise ConfigError("embeddings: this network has no backbone whose tokens could be averaged")
     lookup, areas = _ranks(labels)
     sums = np.zeros((len(areas), model.backbone.embed_dim), np.float32)
-    lines = [_frame_lines(length, shown) for length, shown in zip(labels.shape, content, strict=True)]
+    lines = [_frame_lines(length, seen) for length, seen in zip(labels.shape, shown, strict=True)]
     tiles = [at for at in covering_windows(frame, window, overlap) if labels[_slices(lines, at)].any()]
     encoder = _Encoder(model).eval()
     with evaluating(model):
@@ -82,19 +81,6 @@ def cell_embeddings(
                 ranks = lookup[labels[_slices(lines, at)]]
                 _add(sums, values, ranks, lines, at, taper(at, frame, window, overlap))
     return np.asarray(sums / areas[:, None], np.float32)
-
-
-def frame_of(z: Float32, size: Size, window: int, fit: Fit) -> tuple[Float32, Size]:
-    """The network's input as it is cut into windows, and the size of the part of it that shows the image.
-
-    Args:
-        z: a prepared plane, resized or padded if `fit` says so.
-        size: (height, width) of the image.
-    """
-    if fit != "tile":
-        return z, content_size(size, window, fit)
-    scale = max(1.0, min(window / min(z.shape), MAX_UPSCALE))
-    return enlarge(z, window), (max(1, round(z.shape[0] * scale)), max(1, round(z.shape[1] * scale)))
 
 
 def _ranks(labels: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

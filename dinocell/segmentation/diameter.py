@@ -18,7 +18,7 @@ from dinocell.core.errors import ConfigError
 from dinocell.labels.cells import equivalent_diameters, find_cells
 from dinocell.objectives import Objective
 from dinocell.predict.large.regions import Picture, ScaledPicture
-from dinocell.predict.placement import mirrored
+from dinocell.predict.placement import Placement
 from dinocell.segmentation.notes import Note
 from dinocell.segmentation.options import SegmentOptions
 
@@ -210,7 +210,8 @@ def _look(
     diameters: list[NDArray[np.float64]] = []
     total = area = covered = seen = 0.0
     parts = _windows(picture, window, scale)
-    for part, maps in zip(parts, predict([mirrored(part, window) for part in parts]), strict=True):
+    frames = [Placement.of(_shape(part), window=window, rescales=True).image(part) for part in parts]
+    for part, maps in zip(parts, predict(frames), strict=True):
         height, width = part.shape
         seen += height * width
         cells = find_cells(objective.decode(maps))
@@ -261,3 +262,7 @@ def _starts(length: int, window: int) -> list[int]:
     count = max(1, length // window)
     slack = max(0, length - count * window)
     return [number * window + round(slack * (number + 0.5) / count) for number in range(count)]
+
+
+def _shape(part: Float32) -> tuple[int, int]:
+    return part.shape[0], part.shape[1]

@@ -15,9 +15,10 @@ from dinocell.images.planes import InputPlane
 from dinocell.labels.cells import MAX_UINT16
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.blocks import BLOCK, decode_blocks, split_blocks
-from dinocell.predict.large.regions import Picture, ScaledMaps
+from dinocell.predict.large.regions import Picture
 from dinocell.predict.large.stream import Float32, predict_large
 from dinocell.predict.large.work_folder import Scratch
+from dinocell.predict.placement import Placement
 from dinocell.predict.windows import starts
 from dinocell.segmentation.notes import CONSTANT, Note
 from dinocell.segmentation.result import SegmentationResult
@@ -27,6 +28,7 @@ def segment_large(
     model: nn.Module,
     plane: InputPlane,
     source: Picture,
+    place: Placement,
     config: ObjectiveConfig,
     *,
     window: int,
@@ -37,10 +39,10 @@ def segment_large(
     scratch: Scratch | None = None,
     notes: tuple[Note, ...] = (),
 ) -> SegmentationResult:
-    """Cells of an image of any size (both sides at least `window`), with progress; labels and maps in scratch files.
+    """Segment an image of any size, with progress; labels and maps in scratch files.
 
-    The cells are those of whole-image decoding up to their numbers (see `blocks`). `source` may have another scale
-    than the plane; labels come back at the plane's size.
+    The cells are those of whole-image decoding up to their numbers (see `blocks`). `source` is the plane's frame, see
+    `Placement.source`; labels come back at the plane's size.
     """
     scratch = scratch or Scratch()
     objective = build_objective(config)
@@ -53,7 +55,7 @@ def segment_large(
     total, maps = len(starts(source.size[0], window, overlap)), np.zeros(0, np.float32)
     for _, partial in log.progress(rows, "network", total - scratch.done("network"), "rows of windows"):
         maps = partial
-    seen: Any = maps if source.size == plane.size else ScaledMaps(maps, plane.size)
+    seen: Any = place.undo_lazily(maps)
     labels = _decoded(seen, maps, config, plane, scratch)
     return SegmentationResult(labels=labels, maps=seen, objective=objective, plane=plane, notes=notes)
 

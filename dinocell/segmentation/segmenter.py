@@ -14,7 +14,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Unpack
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,11 +30,11 @@ from dinocell.labels.cells import compact_dtype
 from dinocell.models import load_model_folder
 from dinocell.models.packaged import find_model
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.large.regions import Picture, ScaledPicture, WholePicture
+from dinocell.predict.large.regions import Picture, WholePicture
 from dinocell.predict.large.work_folder import Scratch
-from dinocell.predict.placement import Fit, fit_plane, mirrored, unfit_maps
+from dinocell.predict.placement import Fit, Placement
 from dinocell.predict.runner import evaluating, predict_stream, run_batch
-from dinocell.predict.tokens import cell_embeddings, frame_of
+from dinocell.predict.tokens import cell_embeddings
 from dinocell.predict.views import VIEWS, averaged
 from dinocell.predict.windows import OVERLAP, Window
 from dinocell.segmentation.diameter import Estimate, estimate_diameter, told_scale, training_diameters
@@ -172,15 +171,16 @@ class Segmenter:
                 _tell(job.plane, job.notes)
                 yield self.finish(job, maps, options)
 
+    def place(self, size: tuple[int, int], scale: float = 1.0) -> Placement:
+        """How the model sees an image of `size` (height, width) px, scaled by a factor."""
+        return Placement.of(size, window=self.window, fit=self.fit, scale=scale, rescales=self.rescales)
+
     def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
         """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
+        if self.fit != "tile":
+            return False
         scale = 1.0 if self._estimates(options) else told_scale(self.meta, options)
-        pixels = math.prod(plane.size)
-        return (
-            self.fit == "tile"
-            and max(pixels, pixels * scale**2) > self.large_pixels
-            and min(plane.size) * min(scale, 1) >= self.window
-        )
+        return max(math.prod(plane.size), math.prod(self.place(plane.size, scale).frame)) > self.large_pixels
 
     def segment_large(
         self, plane: Plane, options: SegmentOptions, scratch: Scratch | None = None
@@ -193,13 +193,13 @@ class Segmenter:
         plane = self._sized(loaded(plane, scratch.folder), options)
         picture: Picture = StreamedInput(plane.gray, self.preprocess)
         scale, notes = self._scale_of(picture, options)
-        scale = max(scale, self.window / min(plane.size))
-        if scale != 1 and not picture.constant:
-            picture = ScaledPicture(picture, _scaled(plane.size, scale))
+        place = self.place(plane.size, scale)
+        source = place.source(picture)
         result = segment_large(
             self.network,
             plane,
-            picture,
+            source,
+            place,
             options.decoding(self.objective, scale),
             window=self.window,
             overlap=self.overlap,
@@ -210,7 +210,7 @@ class Segmenter:
             notes=tuple(notes),
         )
         if options.embeddings:
-            embeddings = self._embed(result.labels, lambda at: picture.region(*at.slices), picture.size, picture.size)
+            embeddings = self._embed(result.labels, lambda at: source.region(*at.slices), place)
             result = dataclasses.replace(result, embeddings=embeddings)
         return result
 
@@ -228,19 +228,14 @@ class Segmenter:
         finite = gray if invalid is None else gray[~invalid]
         if finite.size == 0 or finite.min() == finite.max():
             notes.append(CONSTANT)
-            return Job(plane=plane, size=plane.size, z=None, invalid=invalid, notes=notes)
+            return Job(plane=plane, placement=self.place(plane.size), z=None, invalid=invalid, notes=notes)
         z: NDArray[Any] = preprocess_plane(gray, self.preprocess)
         scale, said = self._scale_of(WholePicture(z), options)
         notes += said
-        if scale != 1:
-            height, width = _scaled(plane.size, scale)
-            z = cv2.resize(z, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        z = fit_plane(np.asarray(z, np.float32), self.window, self.fit)
-        shown = (z.shape[0], z.shape[1])
-        if self.rescales:  # the scale is known: a picture smaller than a window must not be enlarged again
-            z = mirrored(z, self.window)
+        place = self.place(plane.size, scale)
+        z = place.image(z)
         kept = z if options.embeddings else None
-        return Job(plane=plane, size=plane.size, z=z, invalid=invalid, notes=notes, kept=kept, scale=scale, shown=shown)
+        return Job(plane=plane, placement=place, z=z, invalid=invalid, notes=notes, kept=kept)
 
     def _sized(self, plane: InputPlane, options: SegmentOptions) -> InputPlane:
         """The plane with the pixel size that the user gave, if any."""
@@ -317,18 +312,19 @@ class Segmenter:
 
     def finish(self, job: Job, maps: Float32 | None, options: SegmentOptions) -> SegmentationResult:
         """Decode the maps at the input's size; thread-safe."""
-        objective = build_objective(options.decoding(self.objective, job.scale))
+        objective = build_objective(options.decoding(self.objective, job.placement.scale))
         if maps is None:
-            labels: NDArray[Any] = np.zeros(job.size, np.uint16)
+            labels: NDArray[Any] = np.zeros(job.placement.size, np.uint16)
         else:
-            if self.rescales:
-                maps = maps[:, : job.shown[0], : job.shown[1]]
-            maps = unfit_maps(maps, job.size, self.window, self.fit)
+            maps = job.placement.undo(maps)
             labels = objective.decode(maps)
             if job.invalid is not None:
                 labels[job.invalid] = 0
             labels = compact_dtype(labels)
-        embeddings = self._embed_fitted(labels, job) if options.embeddings else None
+        embeddings = None
+        if options.embeddings:
+            frame = np.zeros(job.placement.frame, np.float32) if job.kept is None else job.kept
+            embeddings = self._embed(labels, lambda at: frame[at.slices], job.placement)
         return SegmentationResult(
             labels=labels,
             maps=maps,
@@ -338,38 +334,20 @@ class Segmenter:
             embeddings=embeddings,
         )
 
-    def _embed_fitted(self, labels: NDArray[Any], job: Job) -> Float32:
-        """Embeddings of a plane that `prepare` made fit for the network."""
-        z = np.zeros((self.window, self.window), np.float32) if job.kept is None else job.kept
-        frame, shown = frame_of(z, job.size, self.window, self.fit)
-        if self.rescales and job.kept is not None:
-            shown = job.shown
-        return self._embed(labels, lambda at: frame[at.slices], (frame.shape[0], frame.shape[1]), shown)
-
-    def _embed(
-        self,
-        labels: NDArray[Any],
-        region: Callable[[Window], Float32],
-        frame: tuple[int, int],
-        shown: tuple[int, int],
-    ) -> Float32:
+    def _embed(self, labels: NDArray[Any], region: Callable[[Window], Float32], place: Placement) -> Float32:
         with self._embedding:  # results are finished in several threads, the network runs in one at a time
             return cell_embeddings(
                 self.model,
                 labels,
                 region,
-                frame,
-                shown,
+                place.frame,
+                place.shown,
                 window=self.window,
                 overlap=self.overlap,
                 batch_size=self.batch_size,
                 device=self.device,
                 dtype=self.dtype,
             )
-
-
-def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _tell(plane: InputPlane, notes: Iterable[Note]) -> None:

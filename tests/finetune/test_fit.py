@@ -14,7 +14,7 @@ from dinocell.core.errors import ConfigError
 from dinocell.datasets.labelled import DatasetInfo, LabelledItem
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.data.image_store import prepare, truth_weights
-from dinocell.predict.placement import fit_labels, fit_plane, padding, unfit_maps
+from dinocell.predict.placement import Placement
 from dinocell.segmentation import Segmenter
 from dinocell.training.progress import read_metrics
 
@@ -32,14 +32,15 @@ def scene(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("size", [(100, 160), (160, 100), (64, 64), (30, 20)])
 def test_maps_of_a_fitted_image_lie_on_the_image_again(fit, size):
     image, labels = scene(size)
-    fitted, seen = fit_plane(image, 64, fit), fit_labels(labels, 64, fit)
+    place = Placement.of(size, window=64, fit=fit)
+    fitted, seen = place.image(image), place.labels(labels)
     assert fitted.shape == seen.shape == (64, 64)
-    outside = padding(size, 64, fit)
+    outside = place.mask(None)
     assert (outside is None) == (fit == "resize" or size[0] == size[1])
     if outside is not None:  # the aspect is kept: the content covers the ratio of the sides
         assert (~outside).mean() == pytest.approx(min(size) / max(size), abs=0.02)
         assert not fitted[outside].any() and not seen[outside].any()
-    back = unfit_maps(seen[None].astype(np.float32), size, 64, fit)[0] > 0.5
+    back = place.undo(seen[None].astype(np.float32))[0] > 0.5
     both = (back & (labels > 0)).sum() / (back | (labels > 0)).sum()
     assert both > 0.85 and back.shape == size
 
@@ -60,7 +61,7 @@ def test_padding_has_no_weight_and_truth_keeps_its_size(tmp_path):
     prepared = prepare(item, config, 1.0)
     assert prepared.image.shape == (32, 32) and prepared.truth.shape == (40, 80)
     assert prepared.ignore is not None and prepared.ignore.mean() == 0.5
-    weights = truth_weights(prepared, config)
+    weights = truth_weights(prepared)
     assert weights.shape == (40, 80) and (weights == 1).all()
 
 

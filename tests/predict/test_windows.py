@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dinocell.predict.placement import enlarge
 from dinocell.predict.runner import predict_maps, predict_stream
 from dinocell.predict.windows import Stitcher, covering_windows, starts, taper
 
@@ -103,21 +102,10 @@ def test_border_errors_of_windows_leave_no_step() -> None:
     assert np.abs(np.diff(maps[0], axis=1)).max() < 0.1
 
 
-@pytest.mark.parametrize("size", [(20, 30), (64, 20), (1, 1), (3, 200), (7, 64)])
-def test_images_smaller_than_the_window_come_back_at_their_own_size(size: tuple[int, int]) -> None:
-    z = np.linspace(-1, 1, size[0] * size[1], dtype=np.float32).reshape(size)
-    maps = predict_maps(Pointwise(), z, window=64, overlap=16)
-    assert maps.shape == (3, *size)
-    np.testing.assert_allclose(maps[2], 1, atol=1e-6)
-    assert np.abs(maps[0] - z).mean() < 0.1 * (z.std() + 0.1)
-
-
-def test_enlarging_keeps_the_aspect() -> None:
-    assert enlarge(np.zeros((100, 150), np.float32), 512).shape == (512, 768)
-    assert enlarge(np.zeros((512, 100), np.float32), 512).shape == (2621, 512)
-    assert enlarge(np.zeros((2, 10_000), np.float32), 512).shape == (512, 80_000), "at most 8 times"
-    untouched = np.zeros((512, 512), np.float32)
-    assert enlarge(untouched, 512) is untouched
+@pytest.mark.parametrize("size", [(63, 64), (64, 20)])
+def test_planes_smaller_than_the_window_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="at least as large"):
+        predict_maps(Pointwise(), np.zeros(size, np.float32), window=64, overlap=16)
 
 
 def test_windows_are_batched_across_images_and_come_back_in_order() -> None:

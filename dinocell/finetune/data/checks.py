@@ -81,7 +81,8 @@ class DataCheck:
 
 def measure(dataset: str, stem: str, prepared: PreparedImage) -> ImageFacts:
     """Measure one image."""
-    image, labels = prepared.image[prepared.own], prepared.labels[prepared.own]
+    own = prepared.placement.inside
+    image, labels = prepared.image[own], prepared.labels[own]
     areas = np.bincount(labels.ravel())[1:]
     return ImageFacts(
         dataset=dataset,

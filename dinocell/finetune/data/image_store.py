@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,13 @@ from scipy import ndimage
 from dinocell.core.errors import DataError, DinoCellError
 from dinocell.datasets.labelled import LabelledItem
 from dinocell.finetune.config import DataConfig, FinetuneConfig
-from dinocell.images.geometry.resize import resize_image, resize_labels, scale_to_cover
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.images.read import read_image
 from dinocell.labels.cells import cell_boxes, equivalent_diameters, find_cells, renumber
 from dinocell.labels.files import read_labels
 from dinocell.objectives import build_objective
-from dinocell.predict.placement import content_size, fit_labels, fit_plane, mirrored, padding
+from dinocell.predict.placement import Placement
 
 MOST_ENLARGED = 4.0
 """Cells of few pixels are often wrong annotations; enlarging their images further would only take memory."""
@@ -33,16 +32,13 @@ class PreparedImage:
     """One labelled image, ready to be cut.
 
     Attributes:
-        image: preprocessed gray float32 (H, W), at least a crop in size: small images are enlarged until their short
-            side fills it or, where the size of their cells sets the scale (data.max_diameter), continued by mirroring.
+        image: preprocessed gray float32 (H, W), at least a crop in size, as the model will see such an image.
         labels: int32 (H, W) at the same scale, numbered 1…n without gaps.
         ignore: bool (H, W), or None when nothing is to be ignored.
         boxes: int64 (n, 4), y0, x0, y1, x1 of each cell, ends exclusive.
         truth: int32 labels at the file's own size.
         unlabelled_weight: weight of background pixels in the loss.
-        rescaled: side over that in the file, where the size of its cells changed it (data.max_diameter); else 1.
-        own_size: height and width of the upper left part that is the image itself, where the rest is its mirror image,
-            which has no labels and is ignored; None = all of it.
+        placement: its scale, and the part of it that shows the file's image; the rest has no labels and is ignored.
     """
 
     image: NDArray[np.float32]
@@ -51,14 +47,13 @@ class PreparedImage:
     boxes: NDArray[np.int64]
     truth: NDArray[np.int32]
     unlabelled_weight: float
-    rescaled: float = 1.0
-    own_size: tuple[int, int] | None = None
+    placement: Placement
 
     @property
-    def own(self) -> tuple[slice, slice]:
-        """The image itself, as (rows, columns) of the arrays."""
-        height, width = self.own_size or shape2(self.image)
-        return slice(0, height), slice(0, width)
+    def rescaled(self) -> float:
+        """Side over that in the file, where the size of its cells changed it (data.max_diameter); else 1."""
+        height, width = self.placement.scaled
+        return math.sqrt(height * width / self.truth.size)
 
     @property
     def nbytes(self) -> int:
@@ -88,62 +83,38 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
     if item.ignore is not None:
         ignore = read_labels(item.ignore) != 0
         _same_size(item, gray.shape, ignore.shape, "ignore mask", item.ignore)
-    size, fit, rescaled, own_size = config.crop_size, config.fit, 1.0, None
-    if fit == "tile" and config.data.rescales:
-        # As the model will see such an image: enlarging it to a crop would change the size of its cells again.
-        wanted = rescaled_size(truth, config.data)
-        rescaled = float(np.sqrt(wanted[0] * wanted[1] / truth.size))
-        image = mirrored(np.asarray(resize_image(preprocess_plane(gray, config.preprocess), wanted), np.float32), size)
-        labels = resize_labels(truth, wanted)
-        ignore = None if ignore is None else resize_labels(ignore, wanted)
-        if shape2(image) != wanted:
-            own_size, outside = wanted, np.ones(image.shape, bool)
-            outside[: wanted[0], : wanted[1]] = False
-            ignore = _or(None if ignore is None else _padded(ignore, image.shape), outside)
-            labels = _padded(labels, image.shape)
-    elif fit == "tile":
-        image = np.ascontiguousarray(scale_to_cover(preprocess_plane(gray, config.preprocess), size))
-        labels = resize_labels(truth, shape2(image))
-        ignore = None if ignore is None else resize_labels(ignore, shape2(image))
-    else:
-        image, labels = fit_plane(preprocess_plane(gray, config.preprocess), size, fit), fit_labels(truth, size, fit)
-        ignore = _or(None if ignore is None else fit_labels(ignore, size, fit), padding(shape2(truth), size, fit))
+    place = Placement.of(
+        shape2(truth),
+        window=config.crop_size,
+        fit=config.fit,
+        scale=cell_scale(truth, config.data),
+        rescales=config.data.rescales,
+    )
+    labels = place.labels(truth)
     if labels is not truth and has_instances:
         labels, _ = renumber(labels)
     return PreparedImage(
-        image=image,
+        image=place.image(preprocess_plane(gray, config.preprocess)),
         labels=labels,
-        ignore=ignore,
+        ignore=place.mask(ignore),
         boxes=cell_boxes(labels),
         truth=truth,
         unlabelled_weight=background,
-        rescaled=rescaled,
-        own_size=own_size,
+        placement=place,
     )
 
 
-def rescaled_size(labels: NDArray[np.int32], limits: DataConfig) -> tuple[int, int]:
-    """Size (H, W) at which the median cell of `labels` (H, W) lies within `min_diameter` and `max_diameter` px.
+def cell_scale(labels: NDArray[np.int32], limits: DataConfig) -> float:
+    """Factor that brings the median cell of `labels` (H, W) between `min_diameter` and `max_diameter` px.
 
     A cell's diameter is that of the circle of equal area. A limit of 0 does not hold.
     """
     areas = find_cells(labels).areas
     if not limits.rescales or not len(areas):
-        return shape2(labels)
+        return 1.0
     diameter = float(equivalent_diameters(np.median(areas)))
     factor = min(max(1.0, limits.min_diameter / diameter), MOST_ENLARGED)
-    if limits.max_diameter:
-        factor = min(factor, limits.max_diameter / diameter)
-    return max(1, round(labels.shape[0] * factor)), max(1, round(labels.shape[1] * factor))
-
-
-def _padded(array: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:
-    """Zeros below and to the right."""
-    return np.pad(array, [(0, wanted - length) for wanted, length in zip(size, array.shape, strict=True)])
-
-
-def _or(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    return b if a is None else a if b is None else a | b
+    return min(factor, limits.max_diameter / diameter) if limits.max_diameter else factor
 
 
 def _same_size(item: LabelledItem, image: Sequence[int], other: Sequence[int], what: str, path: Path) -> None:
@@ -214,13 +185,9 @@ def pixel_weights(
     return weight if prepared.ignore is None else np.where(prepared.ignore[rows, columns], np.float32(0.0), weight)
 
 
-def truth_weights(prepared: PreparedImage, config: FinetuneConfig) -> NDArray[np.float32]:
+def truth_weights(prepared: PreparedImage) -> NDArray[np.float32]:
     """Weights M (H, W) at the file's own size."""
-    weights, size = pixel_weights(prepared)[prepared.own], shape2(prepared.truth)
-    if config.fit != "tile":
-        height, width = content_size(size, config.crop_size, config.fit)
-        weights = weights[:height, :width]
-    return resize_labels(weights, size)
+    return prepared.placement.undo_labels(pixel_weights(prepared))
 
 
 def shape2(array: NDArray[np.generic]) -> tuple[int, int]:

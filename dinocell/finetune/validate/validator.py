@@ -17,7 +17,6 @@ from dinocell.finetune.data.image_store import ImageStore, PreparedImage, truth_
 from dinocell.metrics import ImageScores, SemanticScores, score_image, semantic_scores
 from dinocell.models import SegmentationModel
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.placement import unfit_maps
 from dinocell.predict.runner import predict_maps
 from dinocell.predict.views import averaged
 from dinocell.training import distributed
@@ -179,9 +178,7 @@ class Validator:
             device,
             dtype,
         )
-        size = (prepared.truth.shape[0], prepared.truth.shape[1])
-        maps = maps[(slice(None), *prepared.own)]
-        return prepared, unfit_maps(maps, size, self._config.crop_size, self._config.fit)
+        return prepared, prepared.placement.undo(maps)
 
     def _one(
         self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype
@@ -213,7 +210,7 @@ class Validator:
 
     def _loss(self, prepared: PreparedImage, maps: NDArray[np.float32]) -> float:
         target = self._objective.targets(prepared.truth)
-        weight = truth_weights(prepared, self._config)
+        weight = truth_weights(prepared)
         with torch.inference_mode():
             loss = self._objective.loss(
                 torch.from_numpy(maps)[None], torch.from_numpy(target)[None], torch.from_numpy(weight)[None, None]

@@ -1,4 +1,4 @@
-"""Resizing of images and labels, and the scale that brings the short side up to the crop."""
+"""Resizing of images, labels and maps."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ import numpy.typing as npt
 Float32 = npt.NDArray[np.float32]
 
 Array = npt.NDArray[Any]
-
-
-def cover_size(shape: tuple[int, int], crop: int) -> tuple[int, int]:
-    """Size (H, W) px after scaling so that the short side is at least `crop`, aspect kept; large images stay."""
-    short = min(shape)
-    if short >= crop:
-        return shape
-    scale = crop / short
-    return max(round(shape[0] * scale), crop), max(round(shape[1] * scale), crop)
 
 
 def resize_image(image: Array, size: tuple[int, int]) -> Array:
@@ -40,11 +31,6 @@ def resize_labels(labels: Array, size: tuple[int, int]) -> Array:
     rows = ((np.arange(size[0]) + 0.5) * labels.shape[0] / size[0]).astype(np.intp)
     columns = ((np.arange(size[1]) + 0.5) * labels.shape[1] / size[1]).astype(np.intp)
     return labels[rows[:, None], columns[None, :]]
-
-
-def scale_to_cover(image: Array, crop: int) -> Array:
-    """Image (H, W) whose short side is at least `crop` (paper §3.3: scaled up, aspect kept)."""
-    return resize_image(image, cover_size((image.shape[0], image.shape[1]), crop))
 
 
 def resize_maps(maps: Float32, size: tuple[int, int]) -> Float32:

@@ -54,13 +54,30 @@ class ScaledPicture:
         return resample(self.picture.region, self.picture.size, self.size, rows, columns, self.kernel)
 
 
+class FilledPicture:
+    """A picture continued below and to the right to a larger size: by its mirror image, or by its last lines."""
+
+    def __init__(self, picture: Picture, size: tuple[int, int], fill: Literal["mirror", "edge"]) -> None:
+        self.picture, self.size, self.constant = picture, size, picture.constant
+        self._lines = [
+            np.pad(np.arange(length), (0, wanted - length), mode="symmetric" if fill == "mirror" else "edge")
+            for wanted, length in zip(size, picture.size, strict=True)
+        ]
+
+    def region(self, rows: slice, columns: slice) -> Float32:
+        """z (h, w) of a region."""
+        y, x = self._lines[0][rows], self._lines[1][columns]
+        part = self.picture.region(slice(int(y.min()), int(y.max()) + 1), slice(int(x.min()), int(x.max()) + 1))
+        return np.ascontiguousarray(part[np.ix_(y - y.min(), x - x.min())])
+
+
 class ScaledMaps:
-    """Maps (K, h, w) seen at another size (K, H, W), resampled where they are read; as `tiling.resize_maps`."""
+    """Maps (K, h, w) seen at another size (K, H, W), resampled where they are read; as `resize_maps`."""
 
     ndim = 3
     dtype = np.dtype(np.float32)
 
-    def __init__(self, maps: Float32, size: tuple[int, int]) -> None:
+    def __init__(self, maps: Float32 | ScaledMaps, size: tuple[int, int]) -> None:
         self.maps = maps
         self.shape: tuple[int, int, int] = (len(maps), *size)
         self.kernel: Kernel = "area" if size[0] * size[1] < maps.shape[1] * maps.shape[2] else "linear"
@@ -72,21 +89,23 @@ class ScaledMaps:
         key = key if isinstance(key, tuple) else (key,)
         which, rows, columns = (*key, slice(None), slice(None))[:3]
         rows, columns = (slice(*part.indices(n)) for part, n in zip((rows, columns), self.shape[1:], strict=True))
-        chosen = self.maps[which]
-        single = chosen.ndim == 2
-        size = (self.maps.shape[1], self.maps.shape[2])
-        planes = [
-            resample(WholePicture(one).region, size, self.shape[1:], rows, columns, self.kernel)
-            for one in ([chosen] if single else chosen)
-        ]
-        return planes[0] if single else np.stack(planes)
+        if isinstance(which, slice):
+            return np.stack([self._region(number, rows, columns) for number in range(len(self.maps))[which]])
+        return self._region(which, rows, columns)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float32:
         return self[:].astype(dtype or np.float32, copy=False)
 
+    def _region(self, number: int, rows: slice, columns: slice) -> Float32:
+        def read(y: slice, x: slice) -> Float32:
+            return self.maps[number, y, x]
+
+        size = (self.maps.shape[1], self.maps.shape[2])
+        return resample(read, size, self.shape[1:], rows, columns, self.kernel)
+
     def drop(self) -> None:
         """Give the pages of file-backed maps back to the system."""
-        release(self.maps)
+        self.maps.drop() if isinstance(self.maps, ScaledMaps) else release(self.maps)
 
 
 def resample(

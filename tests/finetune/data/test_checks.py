@@ -13,10 +13,12 @@ from dinocell.core.errors import ConfigError, DataError
 from dinocell.datasets.labelled import DatasetInfo, LabelledItem, open_dataset
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.checks import cell_sizes, check_training_data, inspect_store, measure, problems
-from dinocell.finetune.data.image_store import ImageStore, PreparedImage
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage, shape2
 from dinocell.finetune.data.run_data import open_items
 from dinocell.finetune.output.report import diagnose
+from dinocell.images.geometry.resize import resize_labels
 from dinocell.labels.cells import cell_boxes, renumber
+from dinocell.predict.placement import Placement
 
 
 def image_of(labels: np.ndarray, image: np.ndarray | None = None, background: float = 1.0) -> PreparedImage:
@@ -24,8 +26,22 @@ def image_of(labels: np.ndarray, image: np.ndarray | None = None, background: fl
     if image is None:
         image = (labels > 0).astype(np.float32)
     return PreparedImage(
-        image=image, labels=labels, ignore=None, boxes=cell_boxes(labels), truth=labels, unlabelled_weight=background
+        image=image,
+        labels=labels,
+        ignore=None,
+        boxes=cell_boxes(labels),
+        truth=labels,
+        unlabelled_weight=background,
+        placement=Placement.of(shape2(labels), window=min(labels.shape)),
     )
+
+
+def scaled(image: PreparedImage, scale: float) -> PreparedImage:
+    """The image as if its file's had been brought to this scale by the size of its cells."""
+    height, width = image.labels.shape
+    size = round(height / scale), round(width / scale)
+    place = Placement.of(size, window=32, scale=scale, rescales=True)
+    return replace(image, truth=resize_labels(image.labels, size), placement=place)
 
 
 def cells(step: int = 25, radius: int = 8, size: int = 128) -> np.ndarray:
@@ -42,8 +58,8 @@ def said(images: list[PreparedImage], *, crop_size: int = 128, patch: float = 8.
 
 
 def test_sizes_of_cells_are_summed_up_by_data_set():
-    small, large = replace(image_of(cells(radius=5)), rescaled=2.0), replace(image_of(cells(radius=9)), rescaled=0.5)
-    empty = replace(image_of(np.zeros((64, 64), np.int32)), rescaled=1.0)
+    small, large = scaled(image_of(cells(radius=5)), 2.0), scaled(image_of(cells(radius=9)), 0.5)
+    empty = image_of(np.zeros((64, 64), np.int32))
     facts = [measure("a", "1", small), measure("b", "2", large), measure("b", "3", empty), measure("c", "4", empty)]
     sizes = cell_sizes(facts)
     assert sizes.diameters == {"a": pytest.approx(10, abs=0.5), "b": pytest.approx(18, abs=0.5)}  # none without cells

@@ -9,7 +9,7 @@ from dinocell.datasets.labelled import DatasetInfo, LabelledItem
 from dinocell.finetune.config import DataConfig, FinetuneConfig
 from dinocell.finetune.data.augment import brighten
 from dinocell.finetune.data.crops import CropDataset, labels_around
-from dinocell.finetune.data.image_store import ImageStore, PreparedImage, prepare, truth_weights
+from dinocell.finetune.data.image_store import ImageStore, PreparedImage, prepare, shape2, truth_weights
 from dinocell.finetune.data.loader import BatchLoader
 from dinocell.finetune.data.sampler import SampleOrder, dataset_shares, sample_rng
 from dinocell.labels.cells import cell_boxes
@@ -17,6 +17,7 @@ from dinocell.labels.files import write_labels
 from dinocell.models import GRAY_MEAN, GRAY_STD
 from dinocell.objectives import build_objective
 from dinocell.objectives.flows.targets import masks_to_flows
+from dinocell.predict.placement import Placement
 
 
 def config(**changes: object) -> FinetuneConfig:
@@ -35,7 +36,13 @@ def disks(shape: tuple[int, int] = (64, 80)) -> np.ndarray:
 def prepared(labels: np.ndarray, background: float = 1.0, ignore: np.ndarray | None = None) -> PreparedImage:
     image = np.where(labels > 0, 1.0, -1.0).astype(np.float32) + 0.01 * labels.astype(np.float32)
     return PreparedImage(
-        image=image, labels=labels, ignore=ignore, boxes=cell_boxes(labels), truth=labels, unlabelled_weight=background
+        image=image,
+        labels=labels,
+        ignore=ignore,
+        boxes=cell_boxes(labels),
+        truth=labels,
+        unlabelled_weight=background,
+        placement=Placement.of(shape2(labels), window=min(labels.shape)),
     )
 
 
@@ -313,12 +320,12 @@ def test_a_small_image_of_a_known_scale_is_mirrored_to_a_crop_and_the_rest_is_ig
     diameter = float(2 * np.sqrt(36 / np.pi))
     cfg = config(data={"min_diameter": 2 * diameter, "max_diameter": 2 * diameter}, preprocess={"clahe": False})
     prepared = prepare(item, cfg, 1.0)
-    assert prepared.rescaled == pytest.approx(2) and prepared.own_size == (24, 100)
+    assert prepared.rescaled == pytest.approx(2) and prepared.placement.shown == (24, 100)
     assert prepared.image.shape == prepared.labels.shape == (32, 100)
     np.testing.assert_array_equal(prepared.image[24:], prepared.image[16:24][::-1])
     assert prepared.ignore is not None and prepared.ignore[24:].all() and not prepared.labels[24:].any()
     assert prepared.ignore[:24].any() == ignored and not prepared.ignore[:24, 4:].any()
-    weights = truth_weights(prepared, cfg)
+    weights = truth_weights(prepared)
     assert weights.shape == labels.shape and weights[:, 2:].all() and weights[:, :2].any() != ignored
     sample = crop_dataset(cfg).cut(prepared, np.random.default_rng(0))
     assert sample.image.shape == (32, 32) and sample.weight.mean() <= 0.8
