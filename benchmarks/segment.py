@@ -219,10 +219,8 @@ def arm(segmenter: Segmenter, truth: NDArray[Any], corners: list[tuple[int, int]
 
 def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
     """One image as `dinocell segment` does it, part after part."""
-    from dinocell.predict.windows import covering_windows
-
     options, seconds = SegmentOptions(diameter="own"), {}
-    tiles = covering_windows((truth.shape[0], truth.shape[1]), segmenter.window, segmenter.overlap)
+    tiles = segmenter.place((truth.shape[0], truth.shape[1])).windows(segmenter.runner.overlap)
     arm(segmenter, truth, [(at.y, at.x) for at in tiles])
     plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
     job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
@@ -234,7 +232,7 @@ def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
 def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any]) -> Timed:
     """One image as the authors' code does it: every clamped window, one by one, float32, averaged."""
     options, seconds = SegmentOptions(diameter="own"), {}
-    window = segmenter.window
+    window = segmenter.runner.window
     corners = [
         (min(y, truth.shape[0] - window), min(x, truth.shape[1] - window))
         for y in range(0, truth.shape[0], window // 2)
@@ -243,7 +241,7 @@ def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any])
     arm(segmenter, truth, corners)
     plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
     job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
-    z = torch.from_numpy(job.z).to(segmenter.device)
+    z = torch.from_numpy(job.z).to(segmenter.runner.device)
 
     def network() -> NDArray[np.float32]:
         total, weight = None, np.zeros(truth.shape, np.float32)

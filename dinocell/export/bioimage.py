@@ -116,7 +116,7 @@ def export_bioimage(
     folder = find_model(model)
     segmenter = Segmenter(folder, device="cpu", precision="float32")
     about = _complete(about or About(), segmenter.meta, folder)
-    sample = _sample(image, segmenter.window)
+    sample = _sample(image, segmenter.runner.window)
     target = Path(out) if out is not None else export_folder(folder)
     target = target if target.suffix == ".zip" else target / f"{about.name.replace(' ', '_')}.zip"
     with tempfile.TemporaryDirectory() as scratch:
@@ -217,9 +217,9 @@ def _cover(sample: Float32, labels: NDArray[Any]) -> bytes:
 
 
 def _rdf(folder: Path, segmenter: Segmenter, about: About, facts: Mapping[str, Any], onnx: OnnxFile) -> dict[str, Any]:
-    side, objective = segmenter.window, build_objective(segmenter.objective)
+    side, objective = segmenter.runner.window, build_objective(segmenter.objective)
     space = [{"type": "space", "id": axis, "size": side} for axis in "yx"]
-    halo = segmenter.overlap // 2
+    halo = segmenter.runner.overlap // 2
     framed = [
         {"type": "space", "id": axis, "size": {"tensor_id": "input", "axis_id": axis}, "halo": halo} for axis in "yx"
     ]
@@ -268,7 +268,7 @@ def _readme(segmenter: Segmenter, about: About, facts: Mapping[str, Any], onnx: 
     lines = [
         f"# {about.name}",
         "",
-        f"A DINOCell model: raw maps {', '.join(facts['maps'])} of crops of {segmenter.window} px.",
+        f"A DINOCell model: raw maps {', '.join(facts['maps'])} of crops of {segmenter.runner.window} px.",
         "`dinocell segment` makes cells of them (Python: `dinocell.objectives`); rdf.yaml holds the numbers for that",
         "under `config.dinocell`.",
         "",

@@ -28,7 +28,7 @@ from dinocell.finetune.from_model import adopt
 from dinocell.finetune.network import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
 from dinocell.finetune.output.run_folder import RunOutput
 from dinocell.finetune.validate.tuning import tune
-from dinocell.finetune.validate.validator import Validation, Validator, decoding_while_training
+from dinocell.finetune.validate.validator import Validation, Validator, decoding_while_training, validation_runner
 from dinocell.objectives import build_objective, total_loss
 from dinocell.training import distributed
 from dinocell.training.checkpoint import CheckpointManager
@@ -91,6 +91,7 @@ class Trainer:
         self.thaw = Thaw(self.module.backbone, config.backbone)
         self.average = AveragedWeights(self.module, config.train.ema) if config.train.ema else None
         self.decoding = decoding_while_training(config)
+        self.runner = validation_runner(self.module, config, self.device, self.dtype)
         self.validator = Validator(self.data.val, self.decoding, config) if len(self.data.val) else None
         if self.decoding != config.objective:
             log.info(f"validations leave out the {self.objective.cell_check}; it is chosen on the val split at the end")
@@ -106,7 +107,7 @@ class Trainer:
         if resumed is not None:
             self._restore(*resumed)
         elif config.data.hard:
-            self.scores = training_scores(self.module, self.data.train.store, config, self.device, self.dtype)
+            self.scores = training_scores(self.runner, self.data.train.store, config)
         if self.scores:
             draw_by_scores(self.data, self.scores, config)
         self.output = RunOutput(config, self.module, self.data, resume_step=self.step)
@@ -272,7 +273,7 @@ class Trainer:
         """
         assert self.validator is not None
         with self.average.applied(self.module) if self.average is not None else nullcontext():
-            latest = self.validator.run_until(self.module, self.device, self.dtype, lambda: stop.received)
+            latest = self.validator.run_until(self.runner, lambda: stop.received)
             self.validation_pending = latest is None and stop.requested()
             if latest is not None:
                 self._judge(latest)
@@ -310,15 +311,14 @@ class Trainer:
         else:
             step = self.output.load_best(best)
             if self.config.validate.tune_decoding:
-                small = self.data.sizes.small_area
-                tuning = tune(self.module, self.validator, self.config, self.device, self.dtype, small)
+                tuning = tune(self.runner, self.validator, self.config, self.data.sizes.small_area)
             if tuning is not None:
                 log.info(tuning.sentence())
                 final = Validator(self.data.val, tuning.chosen, self.config)
-                self.latest = final.run(self.module, self.device, self.dtype)
+                self.latest = final.run(self.runner)
                 self.output.write_model(step, self.latest, tuning.chosen, tuning)
             elif self.latest is None:  # a finished run, called again: perhaps with other views or decoding
-                self.latest = self.validator.run(self.module, self.device, self.dtype)
+                self.latest = self.validator.run(self.runner)
                 self.output.write_model(step, self.latest, self.decoding)
         self.output.finish(self.latest, tuning)
 

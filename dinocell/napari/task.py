@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dinocell.images.image import ImageFile
 from dinocell.images.planes import Plane, iter_planes, open_image
 from dinocell.labels.cells import compact_dtype
 from dinocell.models.folder import CONFIG_NAME
+from dinocell.segmentation.diameter import MOST_WINDOWS
 from dinocell.segmentation.notes import Note
 from dinocell.segmentation.options import SegmentOptions
 from dinocell.segmentation.result import SegmentationResult
@@ -28,7 +28,7 @@ Report = Callable[[float], None]
 
 
 class Cancelled(Exception):
-    """The user wants no more of it."""
+    """The user cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,8 @@ def segment_layer(
     chosen = plane_indices(data.shape, rgb) if planes is None else list(planes)
     results = []
     for number, index in enumerate(chosen):
+        if cancelled():
+            raise Cancelled
         image = ImageFile(
             array=np.asarray(data[index]), axes="YXS" if rgb else "YX", axes_source="given", pixel_size=pixel_size
         )
@@ -112,48 +114,29 @@ def segment_layer(
 def _segment(
     segmenter: Segmenter, plane: Plane, options: SegmentOptions, report: Report, cancelled: Callable[[], bool]
 ) -> SegmentationResult:
-    with _watched(segmenter, report, cancelled) as watch:
-        if segmenter.is_large(plane, options):
-            watch.expect(len(segmenter.place(plane.size).windows(segmenter.overlap)))
-            return segmenter.segment_large(plane, options)
-        job = segmenter.prepare(plane, options)  # runs the network, too, when it estimates the diameter
-        if job.z is not None:
-            watch.expect(len(job.placement.windows(segmenter.overlap)))
-        job, maps = next(iter(segmenter.predict([job])))
-        return segmenter.finish(job, maps, options)
+    """Segment one plane; the windows of the estimate of its scale, if it needs one, count as the others do."""
+    runner = segmenter.runner
+    parts = [MOST_WINDOWS] if segmenter.estimates(options) else []
+    parts.append(runner.views * len(segmenter.place(plane.size).windows(runner.overlap)))
+    starts = np.cumsum([0, *parts]) / sum(parts)
+    part = -1
 
-
-class _Watch:
-    """Counts windows; asks before each forward pass whether anyone still wants it."""
-
-    def __init__(self, report: Report, cancelled: Callable[[], bool]) -> None:
-        self.report, self.cancelled = report, cancelled
-        self.done = self.total = 0
-
-    def expect(self, total: int) -> None:
-        self.done, self.total = 0, total
-
-    def before(self, *_: Any) -> None:
-        if self.cancelled():
+    def on_windows(done: int, total: int) -> None:
+        nonlocal part
+        part += not done  # each begins with 0 windows
+        if done:
+            report(starts[part] + (starts[part + 1] - starts[part]) * done / total)
+        if cancelled():
             raise Cancelled
 
-    def after(self, _: Any, inputs: tuple[Any, ...], __: Any) -> None:
-        self.done += len(inputs[0])
-        if self.total:
-            self.report(min(self.done / self.total, 1.0))
-
-
-@contextmanager
-def _watched(segmenter: Segmenter, report: Report, cancelled: Callable[[], bool]) -> Iterator[_Watch]:
-    watch = _Watch(report, cancelled)
-    watch.before()
-    network = segmenter.model
-    handles = [network.register_forward_pre_hook(watch.before), network.register_forward_hook(watch.after)]
+    segmenter.runner = replace(runner, on_windows=on_windows)
     try:
-        yield watch
+        if segmenter.is_large(plane, options):
+            return segmenter.segment_large(plane, options)
+        job, maps = next(segmenter.predict([segmenter.prepare(plane, options)]))
+        return segmenter.finish(job, maps, options)
     finally:
-        for handle in handles:
-            handle.remove()
+        segmenter.runner = runner
 
 
 def _of_plane(note: Note, index: Index) -> Note:

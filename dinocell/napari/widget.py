@@ -208,7 +208,7 @@ class SegmentWidget(Container):
         started = time.monotonic()
         try:
             segmenter = self._loaded(task.model)
-            outcome.device = f"{segmenter.device} ({segmenter.device_reason})"
+            outcome.device = f"{segmenter.runner.device} ({segmenter.device_reason})"
             outcome.cells = segment_layer(
                 segmenter,
                 task.data,

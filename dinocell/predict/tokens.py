@@ -7,58 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from torch import Tensor, nn
 
-from dinocell.core.errors import ConfigError
 from dinocell.labels.cells import renumber_table
-from dinocell.models import SegmentationModel
-from dinocell.predict.runner import evaluating, run_batch
-from dinocell.predict.windows import Window, covering_windows, taper
+from dinocell.predict.placement import Placement
+from dinocell.predict.runner import Runner
+from dinocell.predict.windows import Window, taper
 
 BAND_ROWS = 2048
 
 Float32 = NDArray[np.float32]
-Size = tuple[int, int]
-
-
-class _Encoder(nn.Module):
-    """The patch tokens that the model's decoder gets."""
-
-    def __init__(self, model: SegmentationModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.model.encode(z)  # [B, N, D]
 
 
 def cell_embeddings(
-    model: nn.Module,
-    labels: NDArray[Any],
-    region: Callable[[Window], Float32],
-    frame: Size,
-    shown: Size,
-    *,
-    window: int,
-    overlap: int,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    runner: Runner, labels: NDArray[Any], region: Callable[[Window], Float32], place: Placement
 ) -> Float32:
-    """One vector a cell: at each pixel the tokens of its windows, blended as the maps are, then their mean.
+    """One vector per cell: at each pixel the tokens of its windows, blended as the maps are, then their mean.
 
-    The backbone runs once more, over the windows that hold cells; a token counts by its share of the cell's pixels.
+    The backbone runs once more, over the windows that contain cells; a token counts by its share of the cell's pixels.
 
     Args:
-        model: a `SegmentationModel`.
         labels: (H, W) integers, 0 = background.
-        region: the network's input (h, w) in a window of the frame.
-        frame: size of the network's input.
-        shown: size of the upper left part of the frame that shows the image.
-        window, overlap, batch_size, device, dtype: as for `predict_maps`.
+        region: the frame (h, w) in a window.
+        place: of the image in that frame.
 
     Returns:
         (n, D) float32, in the order of the labels present.
@@ -66,20 +38,13 @@ def cell_embeddings(
     Raises:
         ConfigError: the network has no patch tokens.
     """
-    if not isinstance(model, SegmentationModel):
-        raise ConfigError("embeddings: this network has no backbone whose tokens could be averaged")
     lookup, areas = _ranks(labels)
-    sums = np.zeros((len(areas), model.backbone.embed_dim), np.float32)
-    lines = [_frame_lines(length, seen) for length, seen in zip(labels.shape, shown, strict=True)]
-    tiles = [at for at in covering_windows(frame, window, overlap) if labels[_slices(lines, at)].any()]
-    encoder = _Encoder(model).eval()
-    with evaluating(model):
-        for start in range(0, len(tiles), batch_size):
-            batch = tiles[start : start + batch_size]
-            tokens = run_batch(encoder, [region(at) for at in batch], device, dtype)  # [B, N, D]
-            for at, values in zip(batch, tokens, strict=True):
-                ranks = lookup[labels[_slices(lines, at)]]
-                _add(sums, values, ranks, lines, at, taper(at, frame, window, overlap))
+    sums = np.zeros((len(areas), runner.backboned.backbone.embed_dim), np.float32)
+    lines = [_frame_lines(length, seen) for length, seen in zip(labels.shape, place.shown, strict=True)]
+    tiles = [at for at in place.windows(runner.overlap) if labels[_slices(lines, at)].any()]
+    for at, tokens in runner.tokens(region, tiles):
+        ranks = lookup[labels[_slices(lines, at)]]
+        _add(sums, tokens, ranks, lines, at, taper(at, place.frame, runner.window, runner.overlap))
     return np.asarray(sums / areas[:, None], np.float32)
 
 

@@ -7,7 +7,7 @@ and the scale where both hold best says how large the cells are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from dinocell.labels.cells import equivalent_diameters, find_cells
 from dinocell.objectives import Objective
 from dinocell.predict.large.regions import Picture, ScaledPicture
 from dinocell.predict.placement import Placement
+from dinocell.predict.runner import Runner
 from dinocell.segmentation.notes import Note
 from dinocell.segmentation.options import SegmentOptions
 
@@ -49,9 +50,10 @@ finds in texture; enlarged texture most of all."""
 WARNED = 0.5
 """The same, above which the user is told to look."""
 MAX_RESCALE = 16.0
+MOST_WINDOWS = (len(SCALES) + HYPOTHESES + 1) * WINDOWS
+"""Windows that an estimate runs through the network at most."""
 
 Float32 = NDArray[np.float32]
-Predict = Callable[[list[Float32]], Float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,21 +160,18 @@ def told_scale(meta: Mapping[str, Any], options: SegmentOptions) -> float:
     return float(scale)
 
 
-def estimate_diameter(
-    picture: Picture, predict: Predict, objective: Objective, window: int, trained: Trained
-) -> Estimate:
+def estimate_diameter(picture: Picture, runner: Runner, objective: Objective, trained: Trained) -> Estimate:
     """The typical diameter of the cells in a picture, and the scale at which the model should see it.
 
     Args:
         picture: preprocessed.
-        predict: windows (window, window) → maps (B, K, window, window).
+        runner: of the model; `MOST_WINDOWS` windows go through it at most.
         objective: of the model, with a `cell_check` that is turned off.
-        window: side of the network's input, px.
         trained: diameters that the model knows.
     """
 
     def look(scale: float) -> Estimate:
-        return _look(picture, predict, objective, window, scale, trained)
+        return _look(picture, runner, objective, scale, trained)
 
     grid = [look(scale) for scale in SCALES]
     looks = [*sorted(grid, key=_fit)[:HYPOTHESES], min(grid, key=_rank)]
@@ -203,15 +202,14 @@ def _doubtful_error(estimate: Estimate) -> float:
     return estimate.error + DOUBT / max(estimate.cells + COVER * estimate.share**2, 1)
 
 
-def _look(
-    picture: Picture, predict: Predict, objective: Objective, window: int, scale: float, trained: Trained
-) -> Estimate:
+def _look(picture: Picture, runner: Runner, objective: Objective, scale: float, trained: Trained) -> Estimate:
     """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
     diameters: list[NDArray[np.float64]] = []
     total = area = covered = seen = 0.0
+    window = runner.window
     parts = _windows(picture, window, scale)
     frames = [Placement.of(_shape(part), window=window, rescales=True).image(part) for part in parts]
-    for part, maps in zip(parts, predict(frames), strict=True):
+    for part, maps in zip(parts, runner.single(frames), strict=True):
         height, width = part.shape
         seen += height * width
         cells = find_cells(objective.decode(maps))

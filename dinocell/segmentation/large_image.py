@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from dinocell.core import log
 from dinocell.images.mapped import band_rows, release
@@ -16,26 +14,21 @@ from dinocell.labels.cells import MAX_UINT16
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.blocks import BLOCK, decode_blocks, split_blocks
 from dinocell.predict.large.regions import Picture
-from dinocell.predict.large.stream import Float32, predict_large
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.placement import Placement
+from dinocell.predict.runner import Runner
 from dinocell.predict.windows import starts
 from dinocell.segmentation.notes import CONSTANT, Note
-from dinocell.segmentation.result import SegmentationResult
+from dinocell.segmentation.result import Float32, SegmentationResult
 
 
 def segment_large(
-    model: nn.Module,
+    runner: Runner,
     plane: InputPlane,
     source: Picture,
     place: Placement,
     config: ObjectiveConfig,
     *,
-    window: int,
-    overlap: int,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
     scratch: Scratch | None = None,
     notes: tuple[Note, ...] = (),
 ) -> SegmentationResult:
@@ -50,9 +43,8 @@ def segment_large(
         notes = (*notes, CONSTANT)
         empty = scratch.array("final", plane.size, np.uint16, "writing")
         return SegmentationResult(labels=empty, maps=None, objective=objective, plane=plane, notes=notes)
-    channels = len(objective.channels)
-    rows = predict_large(model, source, channels, window, overlap, batch_size, device, dtype, scratch)
-    total, maps = len(starts(source.size[0], window, overlap)), np.zeros(0, np.float32)
+    rows = runner.large(source, len(objective.channels), scratch)
+    total, maps = len(starts(source.size[0], runner.window, runner.overlap)), np.zeros(0, np.float32)
     for _, partial in log.progress(rows, "network", total - scratch.done("network"), "rows of windows"):
         maps = partial
     seen: Any = place.undo_lazily(maps)

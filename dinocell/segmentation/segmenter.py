@@ -7,9 +7,8 @@ import hashlib
 import json
 import math
 import os
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Unpack
@@ -33,11 +32,11 @@ from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.regions import Picture, WholePicture
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.placement import Fit, Placement
-from dinocell.predict.runner import evaluating, predict_stream, run_batch
+from dinocell.predict.runner import Runner, counted
 from dinocell.predict.tokens import cell_embeddings
-from dinocell.predict.views import VIEWS, averaged
-from dinocell.predict.windows import OVERLAP, Window
-from dinocell.segmentation.diameter import Estimate, estimate_diameter, told_scale, training_diameters
+from dinocell.predict.views import VIEWS
+from dinocell.predict.windows import OVERLAP
+from dinocell.segmentation.diameter import MOST_WINDOWS, Estimate, estimate_diameter, told_scale, training_diameters
 from dinocell.segmentation.job import Job
 from dinocell.segmentation.large_image import segment_large
 from dinocell.segmentation.notes import CONSTANT, Note, tell
@@ -82,41 +81,41 @@ class Segmenter:
         overlap: int | None = None,
         views: int | None = None,
     ) -> None:
-        self.device, self.device_reason = devices.choose_device(device)
-        self.dtype, self.dtype_reason = devices.choose_dtype(precision, self.device)
+        where, self.device_reason = devices.choose_device(device)
+        dtype, self.dtype_reason = devices.choose_dtype(precision, where)
         if isinstance(model, nn.Module):
             if meta is None:
                 raise ConfigError("meta: a network needs its configuration (crop_size, objective); give meta={…}")
-            self.model = model.to(self.device).eval()
+            self.model = model.to(where).eval()
         else:
-            self.model, meta = load_model_folder(find_model(model), self.device)
-        self._embedding = threading.Lock()
+            self.model, meta = load_model_folder(find_model(model), where)
         self.meta: dict[str, Any] = dict(meta)
-        self.window = int(self.meta["crop_size"])
+        window = int(self.meta["crop_size"])
         self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
         self.objective = from_dict(ObjectiveConfig, self.meta.get("objective") or {}, "objective")
-        self.views = views if views is not None else int(self.meta.get("views", 1))
-        if self.views not in VIEWS:
-            raise ConfigError(f"views: {self.views}; choose one of {', '.join(map(str, VIEWS))}")
-        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        views = views if views is not None else int(self.meta.get("views", 1))
+        if views not in VIEWS:
+            raise ConfigError(f"views: {views}; choose one of {', '.join(map(str, VIEWS))}")
         self.fit: Fit = self.meta.get("fit", "tile")
         if overlap is None:
-            overlap = int(self.meta.get("overlap", min(OVERLAP, self.window // 4)))
-        self.overlap = overlap
-        if not 0 <= self.overlap < self.window:
-            raise ConfigError(
-                f"overlap: must lie in 0…{self.window - 1} px (the window is {self.window} px), got {overlap}"
-            )
-
-    @property
-    def network(self) -> nn.Module:
-        """What windows go through: the model, or its average over several views."""
-        return averaged(self.model, self.views, vectors=build_objective(self.objective).vector_maps)
+            overlap = int(self.meta.get("overlap", min(OVERLAP, window // 4)))
+        if not 0 <= overlap < window:
+            raise ConfigError(f"overlap: must lie in 0…{window - 1} px (the window is {window} px), got {overlap}")
+        self.runner = Runner(
+            network=self.model,
+            window=window,
+            overlap=overlap,
+            batch_size=batch_size or (1 if where.type == "cpu" else 8),
+            device=where,
+            dtype=dtype,
+            views=views,
+            vectors=build_objective(self.objective).vector_maps,
+        )
 
     def describe(self) -> str:
         """Device and number format, with the reasons, in one line."""
-        name = str(self.dtype).removeprefix("torch.")
-        return f"device: {self.device} ({self.device_reason}), {name} ({self.dtype_reason})"
+        name = str(self.runner.dtype).removeprefix("torch.")
+        return f"device: {self.runner.device} ({self.device_reason}), {name} ({self.dtype_reason})"
 
     @property
     def rescales(self) -> bool:
@@ -173,13 +172,13 @@ class Segmenter:
 
     def place(self, size: tuple[int, int], scale: float = 1.0) -> Placement:
         """How the model sees an image of `size` (height, width) px, scaled by a factor."""
-        return Placement.of(size, window=self.window, fit=self.fit, scale=scale, rescales=self.rescales)
+        return Placement.of(size, window=self.runner.window, fit=self.fit, scale=scale, rescales=self.rescales)
 
     def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
         """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
         if self.fit != "tile":
             return False
-        scale = 1.0 if self._estimates(options) else told_scale(self.meta, options)
+        scale = 1.0 if self.estimates(options) else told_scale(self.meta, options)
         return max(math.prod(plane.size), math.prod(self.place(plane.size, scale).frame)) > self.large_pixels
 
     def segment_large(
@@ -196,21 +195,16 @@ class Segmenter:
         place = self.place(plane.size, scale)
         source = place.source(picture)
         result = segment_large(
-            self.network,
+            self.runner,
             plane,
             source,
             place,
             options.decoding(self.objective, scale),
-            window=self.window,
-            overlap=self.overlap,
-            batch_size=self.batch_size,
-            device=self.device,
-            dtype=self.dtype,
             scratch=scratch,
             notes=tuple(notes),
         )
         if options.embeddings:
-            embeddings = self._embed(result.labels, lambda at: source.region(*at.slices), place)
+            embeddings = cell_embeddings(self.runner, result.labels, lambda at: source.region(*at.slices), place)
             result = dataclasses.replace(result, embeddings=embeddings)
         return result
 
@@ -243,14 +237,14 @@ class Segmenter:
 
     def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[Note]]:
         """Factor from a picture's pixels to the model's, and what the user should know about it."""
-        if not self._estimates(options):
+        if not self.estimates(options):
             scale = told_scale(self.meta, options)
             text = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
             return scale, [Note(text=text, severity="info")] if scale != 1 else []
         found = self.estimate_diameter(picture, options)
         return found.scale, [found.note]
 
-    def _estimates(self, options: SegmentOptions) -> bool:
+    def estimates(self, options: SegmentOptions) -> bool:
         """Whether to estimate the scale: on request, or by default for models trained on rescaled images."""
         if options.diameter == "model" and self.rescales:
             return options.pixel_size is None or not (self.meta.get("training") or {}).get("pixel_size")
@@ -271,12 +265,9 @@ class Segmenter:
         config = (options or SegmentOptions()).decoding(self.objective)
         unchecked = dataclasses.replace(build_objective(config).without_check(), max_size_fraction=1.0)
 
-        def predict(windows: list[Float32]) -> Float32:
-            parts = [windows[at : at + self.batch_size] for at in range(0, len(windows), self.batch_size)]
-            with self._embedding, evaluating(self.model):
-                return np.concatenate([run_batch(self.model, part, self.device, self.dtype) for part in parts])
-
-        return estimate_diameter(picture, predict, build_objective(unchecked), self.window, trained)
+        told = counted(self.runner.on_windows, MOST_WINDOWS)
+        runner = dataclasses.replace(self.runner, views=1, on_windows=told)
+        return estimate_diameter(picture, runner, build_objective(unchecked), trained)
 
     def fingerprint(self) -> str:
         """A checksum of the weights and the configuration: work begun with another model is not continued."""
@@ -284,31 +275,30 @@ class Segmenter:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return f"{digest.hexdigest()} {self.window} {self.overlap} {self.dtype}" + (
-            f" {self.views} views" if self.views > 1 else ""
+        return f"{digest.hexdigest()} {self.runner.window} {self.runner.overlap} {self.runner.dtype}" + (
+            f" {self.runner.views} views" if self.runner.views > 1 else ""
         )
 
     def predict(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Float32 | None]]:
-        """Run the network; (job, maps (K, h, w)) in the order given, maps None for jobs without a picture."""
+        """Run the network; (job, maps (K, h, w)) in the order given, maps None for jobs without a frame."""
         order: deque[tuple[Job, bool]] = deque()
 
-        def pictures() -> Iterator[tuple[Job, Float32]]:
+        def frames() -> Iterator[tuple[Job, Float32]]:
             for job in jobs:
                 order.append((job, job.z is not None))
                 if job.z is not None:
                     z, job.z = job.z, None  # the stream owns it from here: freed as soon as its windows have run
                     yield job, z
 
-        def without_picture() -> Iterator[tuple[Job, None]]:
+        def without_frame() -> Iterator[tuple[Job, None]]:
             while order and not order[0][1]:
                 yield order.popleft()[0], None
 
-        arguments = (self.window, self.overlap, self.batch_size, self.device, self.dtype)
-        for job, maps in predict_stream(self.network, pictures(), *arguments):
-            yield from without_picture()
+        for job, maps in self.runner.stream(frames()):
+            yield from without_frame()
             order.popleft()
             yield job, maps
-        yield from without_picture()
+        yield from without_frame()
 
     def finish(self, job: Job, maps: Float32 | None, options: SegmentOptions) -> SegmentationResult:
         """Decode the maps at the input's size; thread-safe."""
@@ -324,7 +314,7 @@ class Segmenter:
         embeddings = None
         if options.embeddings:
             frame = np.zeros(job.placement.frame, np.float32) if job.kept is None else job.kept
-            embeddings = self._embed(labels, lambda at: frame[at.slices], job.placement)
+            embeddings = cell_embeddings(self.runner, labels, lambda at: frame[at.slices], job.placement)
         return SegmentationResult(
             labels=labels,
             maps=maps,
@@ -333,21 +323,6 @@ class Segmenter:
             notes=tuple(job.notes),
             embeddings=embeddings,
         )
-
-    def _embed(self, labels: NDArray[Any], region: Callable[[Window], Float32], place: Placement) -> Float32:
-        with self._embedding:  # results are finished in several threads, the network runs in one at a time
-            return cell_embeddings(
-                self.model,
-                labels,
-                region,
-                place.frame,
-                place.shown,
-                window=self.window,
-                overlap=self.overlap,
-                batch_size=self.batch_size,
-                device=self.device,
-                dtype=self.dtype,
-            )
 
 
 def _tell(plane: InputPlane, notes: Iterable[Note]) -> None:

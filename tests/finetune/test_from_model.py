@@ -18,7 +18,7 @@ from dinocell.finetune.data.hard_examples import training_scores
 from dinocell.finetune.data.image_store import ImageStore
 from dinocell.finetune.data.run_data import open_items
 from dinocell.finetune.from_model import adopt, other_split
-from dinocell.finetune.validate.validator import Validator
+from dinocell.finetune.validate.validator import Validator, validation_runner
 from dinocell.labels.files import read_labels
 from dinocell.metrics import score_image
 from dinocell.models import VisionTransformer, ViTConfig, load_model_folder, save_backbone
@@ -80,12 +80,13 @@ def test_views_are_those_of_the_model_unless_the_recipe_says_otherwise(
     items = open_dataset(disks_dataset, "val")
     scored = json.loads((first / "config.json").read_text())["validation"]["mean"]["loss"]
     config = adopt(going_on(first, disks_dataset, tmp_path / "b", validate=two))
-    network, device = load_model_folder(first)[0], torch.device("cpu")
+    network, _ = load_model_folder(first)
     losses = {}
     for views in (1, 2):
         told = replace(config, validate=replace(config.validate, views=views))
         validator = Validator(ImageStore(items, told, print), told.objective, told)
-        losses[views] = validator.run(network, device, torch.float32).metrics()["loss"]
+        runner = validation_runner(network, told, torch.device("cpu"), torch.float32)
+        losses[views] = validator.run(runner).metrics()["loss"]
     assert losses[2] == pytest.approx(scored, rel=1e-4) and losses[1] != pytest.approx(scored, rel=1e-4)
 
 

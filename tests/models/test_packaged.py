@@ -21,7 +21,7 @@ from dinocell.labels.files import read_labels
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, packaged, save_model
 from dinocell.models.folder import halve_model_folder, load_model_folder
 from dinocell.models.packaged import find_model, packaged_models
-from dinocell.predict.runner import predict_maps
+from dinocell.predict.runner import Runner
 from dinocell.segmentation import Segmenter, run
 
 META: dict[str, Any] = {
@@ -172,9 +172,9 @@ def test_half_precision_gives_nearly_the_same_maps(built: Path, tmp_path: Path) 
     model, _ = load_model_folder(half)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     z = np.random.default_rng(0).normal(size=(100, 120)).astype(np.float32)
-    exact = predict_maps(load_model_folder(built)[0], z, 64, 16)
+    exact = Runner(network=load_model_folder(built)[0], window=64, overlap=16).maps(z)
     for dtype, tolerance in ((torch.float32, 2e-3), (torch.bfloat16, 3e-2)):
-        maps = predict_maps(model, z, 64, 16, dtype=dtype)
+        maps = Runner(network=model, window=64, overlap=16, dtype=dtype).maps(z)
         assert np.abs(maps - exact).max() < tolerance * np.abs(exact).max()
 
 

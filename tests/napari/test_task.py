@@ -97,6 +97,40 @@ def test_progress_rises_with_the_windows(large: bool, model_folder: Path) -> Non
 
 
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("estimated", [False, True])
+@pytest.mark.parametrize("views", [1, 2, 4])
+def test_progress_ends_with_the_last_forward_pass(
+    views: int, estimated: bool, large: bool, model_folder: Path, flows_folder: Path
+) -> None:
+    segmenter = Segmenter(
+        flows_folder if estimated else model_folder, device="cpu", precision="float32", batch_size=2, views=views
+    )
+    segmenter.large_pixels = 1 if large else segmenter.large_pixels
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    segmenter.model.register_forward_hook(count)
+    parts: list[tuple[float, int]] = []
+    options = SegmentOptions(diameter="auto" if estimated else "own")
+    segment_layer(segmenter, noise(160, 160), options=options, report=lambda part: parts.append((part, passes)))
+    shares = [part for part, _ in parts]
+    assert shares == sorted(shares) and len(set(shares)) > 4 and shares[-1] == 1
+    assert shares[-3] < 1, "it grows to the end"
+    assert all(seen == passes for part, seen in parts if part == 1), "1 is told after the last pass only"
+    assert passes == (6 if large else 5) * views or estimated
+
+
+def test_cancel_is_asked_for_planes_without_cells(segmenter: Segmenter) -> None:
+    asked: list[int] = []
+    stack = np.full((3, 64, 64), 9, np.uint8)
+    with pytest.raises(Cancelled):
+        segment_layer(segmenter, stack, cancelled=lambda: bool(asked.append(1) or len(asked) > 1))
+
+
+@pytest.mark.parametrize("large", [False, True])
 def test_cancel_stops_before_the_next_window(large: bool, model_folder: Path) -> None:
     segmenter = Segmenter(model_folder, device="cpu", precision="float32")
     segmenter.large_pixels = 1 if large else segmenter.large_pixels

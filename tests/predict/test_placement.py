@@ -18,7 +18,7 @@ from dinocell.images.planes import iter_planes, open_image
 from dinocell.labels.files import write_labels
 from dinocell.predict.large.regions import WholePicture
 from dinocell.predict.placement import Fit, Placement
-from dinocell.predict.runner import predict_maps
+from dinocell.predict.runner import Runner
 from dinocell.segmentation import Segmenter, SegmentOptions
 
 SIDES = st.integers(1, 300)
@@ -62,7 +62,7 @@ def test_an_image_that_fits_is_not_copied() -> None:
 def test_maps_come_back_at_the_size_of_the_image(size: tuple[int, int], rescales: bool) -> None:
     z = np.linspace(-1, 1, size[0] * size[1], dtype=np.float32).reshape(size)
     place = Placement.of(size, window=64, rescales=rescales)
-    maps = place.undo(predict_maps(Pointwise(), place.image(z), window=64, overlap=16))
+    maps = place.undo(Runner(network=Pointwise(), window=64, overlap=16).maps(place.image(z)))
     assert maps.shape == (3, *size)
     np.testing.assert_allclose(maps[2], 1, atol=1e-6)
     assert np.abs(maps[0] - z).mean() < 0.1 * (z.std() + 0.1)

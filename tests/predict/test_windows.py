@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dinocell.predict.runner import predict_maps, predict_stream
+from dinocell.predict.runner import Runner
 from dinocell.predict.windows import Stitcher, covering_windows, starts, taper
 
 
@@ -85,19 +85,19 @@ def test_impossible_windows_are_refused(length: int, window: int, overlap: int) 
 @pytest.mark.parametrize("size", [(64, 64), (64, 65), (130, 200), (65, 300)])
 def test_predicted_maps_of_a_pointwise_network_equal_the_image(size: tuple[int, int]) -> None:
     z = np.random.default_rng(1).normal(size=size).astype(np.float32)
-    maps = predict_maps(Pointwise(), z, window=64, overlap=16, batch_size=3)
+    maps = Runner(network=Pointwise(), window=64, overlap=16, batch_size=3).maps(z)
     assert maps.shape == (3, *size) and maps.dtype == np.float32
     np.testing.assert_allclose(maps, np.stack([z, -2 * z, np.ones_like(z)]), atol=1e-5)
 
 
 def test_a_constant_network_leaves_no_trace_of_the_tiles() -> None:
-    maps = predict_maps(Pointwise(), np.full((201, 333), 0.37, np.float32), window=64, overlap=8)
+    maps = Runner(network=Pointwise(), window=64, overlap=8).maps(np.full((201, 333), 0.37, np.float32))
     assert np.abs(maps[0] - 0.37).max() < 1e-6
 
 
 def test_border_errors_of_windows_leave_no_step() -> None:
     # A network wrong by up to 2 at its window's border: plain cuts leave steps of 1, the taper spreads them out.
-    maps = predict_maps(PositionDependent(), np.zeros((300, 300), np.float32), window=64, overlap=32)
+    maps = Runner(network=PositionDependent(), window=64, overlap=32).maps(np.zeros((300, 300), np.float32))
     assert np.abs(np.diff(maps[0], axis=0)).max() < 0.1
     assert np.abs(np.diff(maps[0], axis=1)).max() < 0.1
 
@@ -105,14 +105,14 @@ def test_border_errors_of_windows_leave_no_step() -> None:
 @pytest.mark.parametrize("size", [(63, 64), (64, 20)])
 def test_planes_smaller_than_the_window_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="at least as large"):
-        predict_maps(Pointwise(), np.zeros(size, np.float32), window=64, overlap=16)
+        Runner(network=Pointwise(), window=64, overlap=16).maps(np.zeros(size, np.float32))
 
 
 def test_windows_are_batched_across_images_and_come_back_in_order() -> None:
     random = np.random.default_rng(2)
     images = [(str(index), random.normal(size=(64, 64 + 30 * index)).astype(np.float32)) for index in range(5)]
     model = Pointwise()
-    results = list(predict_stream(model, images, window=64, overlap=16, batch_size=4))
+    results = list(Runner(network=model, window=64, overlap=16, batch_size=4).stream(images))
     assert [key for key, _ in results] == [key for key, _ in images]
     for (_, z), (_, maps) in zip(images, results, strict=True):
         np.testing.assert_allclose(maps[0], z, atol=1e-5)
@@ -123,6 +123,6 @@ def test_windows_are_batched_across_images_and_come_back_in_order() -> None:
 def test_prediction_restores_the_mode_and_builds_no_graph() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout2d(0.5)).train()
     z = np.ones((16, 16), np.float32)
-    first, second = (predict_maps(model, z, window=16, overlap=4) for _ in range(2))
+    first, second = (Runner(network=model, window=16, overlap=4).maps(z) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert model.training and all(parameter.grad is None for parameter in model.parameters())

@@ -241,7 +241,7 @@ def test_reading_network_and_writing_overlap(tmp_path: Path, monkeypatch: pytest
 
 
 def test_memory_shortage_halves_the_batch(segmenter: Segmenter) -> None:
-    from dinocell.predict.runner import predict_maps
+    from dinocell.predict.runner import Runner
 
     class Small(Bright):
         def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -250,7 +250,8 @@ def test_memory_shortage_halves_the_batch(segmenter: Segmenter) -> None:
             return super().forward(z)
 
     z = np.random.default_rng(0).normal(size=(100, 150)).astype(np.float32)
-    np.testing.assert_array_equal(predict_maps(Small(), z, 64, 16, 7), predict_maps(Bright(), z, 64, 16, 1))
+    halved, whole = (Runner(network=n, window=64, overlap=16, batch_size=b) for n, b in ((Small(), 7), (Bright(), 1)))
+    np.testing.assert_array_equal(halved.maps(z), whole.maps(z))
 
 
 def test_large_images_in_a_folder(tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:

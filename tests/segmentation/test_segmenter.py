@@ -17,7 +17,7 @@ from dinocell.core.device import choose_dtype
 from dinocell.core.errors import CheckpointError, ConfigError, DataError
 from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
-from dinocell.predict.runner import predict_maps, run_batch
+from dinocell.predict.runner import Runner, run_batch
 from dinocell.segmentation import Segmenter, SegmentOptions, load_model, segment
 
 Make = Callable[..., Any]
@@ -225,7 +225,7 @@ def test_model_folder_run_folder_and_path_in_one_line(model_folder: Path, tmp_pa
         np.testing.assert_array_equal(labels[0], other)
     maps = load_model(model_folder, device="cpu", precision="float32").segment(image).maps
     z = preprocess_plane(image)
-    np.testing.assert_allclose(maps, predict_maps(by_folder.model, z, 64, 16), atol=1e-5)
+    np.testing.assert_allclose(maps, Runner(network=by_folder.model, window=64, overlap=16).maps(z), atol=1e-5)
 
 
 def test_missing_models_say_what_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,26 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from dinocell.core import log
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.image_store import ImageStore
 from dinocell.finetune.data.run_data import RunData
 from dinocell.finetune.validate.validator import Validator, decoding_while_training
-from dinocell.models import SegmentationModel
+from dinocell.predict.runner import Runner
 
 LEAST = 0.05
 """Added to 1 - MMA: images without a fault are still drawn."""
 
 
-def training_scores(
-    model: SegmentationModel, store: ImageStore, config: FinetuneConfig, device: torch.device, dtype: torch.dtype
-) -> tuple[float, ...]:
+def training_scores(runner: Runner, store: ImageStore, config: FinetuneConfig) -> tuple[float, ...]:
     """MMA of the model on each training image, in the scale of the training, [0, 1]; 1 where its files are unusable."""
     log.info(f"scoring {len(store)} training images with the starting model, for data.hard={config.data.hard:g}")
     all_images = replace(config, validate=replace(config.validate, max_images=0, panels=0))
-    validation = Validator(store, decoding_while_training(config), all_images).run(model, device, dtype)
+    validation = Validator(store, decoding_while_training(config), all_images).run(runner)
     scores = {result.index: result.scores.mma for result in validation.results}
     return tuple(scores.get(index, 1.0) for index in range(len(store)))
 

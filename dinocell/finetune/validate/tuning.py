@@ -12,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.validate.validator import Validator, evenly, image_score
 from dinocell.labels.cells import keep_cells
 from dinocell.metrics import score_image
-from dinocell.models import SegmentationModel
 from dinocell.objectives import ObjectiveConfig, build_objective
+from dinocell.predict.runner import Runner
 from dinocell.training import distributed
 
 MIN_SIZES = (15, 30, 60, 120, 240)  # px; costs next to nothing, since it only drops decoded cells
@@ -108,12 +107,7 @@ def tuned_metric(config: FinetuneConfig) -> str:
 
 
 def tune(
-    model: SegmentationModel,
-    validator: Validator,
-    config: FinetuneConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    small_area: float | None = None,
+    runner: Runner, validator: Validator, config: FinetuneConfig, small_area: float | None = None
 ) -> Tuning | None:
     """Try every candidate on the val split, or 96 images of it, on all processes; None when none can be used."""
     settings, metric = candidates(config.objective, small_area), tuned_metric(config)
@@ -121,7 +115,7 @@ def tune(
     rows: list[tuple[str, list[float]]] = []
     chosen = [validator.indices[i] for i in evenly(len(validator.indices), MOST_IMAGES)]
     for index in chosen[world.rank :: world.world_size]:
-        predicted = validator.maps(model, index, device, dtype)
+        predicted = validator.maps(runner, index)
         if predicted is not None:
             prepared, maps = predicted
             here = [setting.seen_at(prepared.rescaled) for setting in settings]

@@ -17,8 +17,7 @@ from dinocell.finetune.data.image_store import ImageStore, PreparedImage, truth_
 from dinocell.metrics import ImageScores, SemanticScores, score_image, semantic_scores
 from dinocell.models import SegmentationModel
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.runner import predict_maps
-from dinocell.predict.views import averaged
+from dinocell.predict.runner import Runner
 from dinocell.training import distributed
 
 SCORES = ("MMA", "SEG", "DET", "AP50")
@@ -118,6 +117,22 @@ def decoding_while_training(config: FinetuneConfig) -> ObjectiveConfig:
     return build_objective(config.objective).without_check() if config.validate.tune_decoding else config.objective
 
 
+def validation_runner(
+    model: SegmentationModel, config: FinetuneConfig, device: torch.device, dtype: torch.dtype
+) -> Runner:
+    """The model with the windows and views that inference uses."""
+    return Runner(
+        network=model,
+        window=config.crop_size,
+        overlap=config.overlap,
+        batch_size=1 if device.type == "cpu" else config.train.batch_size,
+        device=device,
+        dtype=dtype,
+        views=config.validate.views or 1,
+        vectors=build_objective(config.objective).vector_maps,
+    )
+
+
 class Validator:
     """Runs a model over the val split; every process takes every world_size-th image.
 
@@ -132,15 +147,13 @@ class Validator:
         if not config.validate.panels:
             self.panel_indices = set()
 
-    def run(self, model: SegmentationModel, device: torch.device, dtype: torch.dtype) -> Validation:
-        """Score the model (put into evaluation mode meanwhile) on all processes; every process gets all results."""
-        validation = self.run_until(model, device, dtype, lambda: False)
+    def run(self, runner: Runner) -> Validation:
+        """Score a model on all processes; every process gets all results."""
+        validation = self.run_until(runner, lambda: False)
         assert validation is not None
         return validation
 
-    def run_until(
-        self, model: SegmentationModel, device: torch.device, dtype: torch.dtype, stop: Callable[[], bool]
-    ) -> Validation | None:
+    def run_until(self, runner: Runner, stop: Callable[[], bool]) -> Validation | None:
         """Do as `run`, but return None as soon as `stop()` is true on any process: it is asked before each image."""
         world = distributed.world()
         own: list[ImageResult] = []
@@ -149,7 +162,7 @@ class Validator:
             stopped = stop()
             if stopped:
                 break
-            result = self._one(model, index, device, dtype)
+            result = self._one(runner, index)
             if result is not None:
                 own.append(result)
         if distributed.any_rank(stopped):
@@ -161,29 +174,13 @@ class Validator:
         """Name the dataset that an image of the val split belongs to."""
         return self._store.items[index].dataset.name
 
-    def maps(
-        self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype
-    ) -> tuple[PreparedImage, NDArray[np.float32]] | None:
+    def maps(self, runner: Runner, index: int) -> tuple[PreparedImage, NDArray[np.float32]] | None:
         """Predict raw maps (K, H, W) of one image at its file's size, or None when its files are unusable."""
         prepared = self._store.get(index)
-        if prepared is None:
-            return None
-        batch_size = 1 if device.type == "cpu" else self._config.train.batch_size
-        maps = predict_maps(
-            averaged(model, self._config.validate.views or 1, vectors=self._objective.vector_maps),
-            prepared.image,
-            self._config.crop_size,
-            self._config.overlap,
-            batch_size,
-            device,
-            dtype,
-        )
-        return prepared, prepared.placement.undo(maps)
+        return None if prepared is None else (prepared, prepared.placement.undo(runner.maps(prepared.image)))
 
-    def _one(
-        self, model: SegmentationModel, index: int, device: torch.device, dtype: torch.dtype
-    ) -> ImageResult | None:
-        predicted = self.maps(model, index, device, dtype)
+    def _one(self, runner: Runner, index: int) -> ImageResult | None:
+        predicted = self.maps(runner, index)
         if predicted is None:
             return None
         prepared, maps = predicted

@@ -18,7 +18,7 @@ from dinocell.metrics import maximum_matching_accuracy
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.blocks import decode_blocks
 from dinocell.predict.large.regions import ScaledMaps
-from dinocell.predict.runner import predict_maps
+from dinocell.predict.runner import Runner
 from dinocell.segmentation import Segmenter, large_image
 
 Same = Callable[[np.ndarray, np.ndarray], bool]
@@ -102,7 +102,7 @@ class Shift(nn.Module):
 def test_a_shifting_network_is_tiled_without_seams() -> None:
     z = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(300, 300)), 2).astype(np.float32)
     z /= np.abs(z).max()
-    maps = predict_maps(Shift(), z, window=128, overlap=64)
+    maps = Runner(network=Shift(), window=128, overlap=64).maps(z)
     inner = (slice(8, -8), slice(8, -8))
     error = np.abs(maps[0] - np.roll(z, (3, 5), axis=(0, 1)))[inner]
     # At a window's border the maps are wrong by up to 2 on five pixels, which together weigh 5.5 of 64 at most.

@@ -17,9 +17,8 @@ from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
 from dinocell.images.gray.streamed import StreamedInput
 from dinocell.images.mapped import release, scratch_array
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.large import stream
 from dinocell.predict.large.blocks import decode_blocks
-from dinocell.predict.runner import predict_maps
+from dinocell.predict.runner import Runner
 from dinocell.segmentation import Segmenter, large_image, segment
 
 Make = Callable[..., Any]
@@ -68,10 +67,10 @@ def test_streamed_maps_equal_whole_image_maps_bit_for_bit(size: tuple[int, int],
     gray = np.random.default_rng(0).integers(0, 255, size).astype(np.uint8)
     source, model = StreamedInput(gray, PreprocessConfig()), Local()
     z = source.region(slice(0, size[0]), slice(0, size[1]))
-    rows = stream.predict_large(model, source, 3, 64, overlap, 1, torch.device("cpu"), torch.float32)
-    finished, maps = list(rows)[-1]
+    runner = Runner(network=model, window=64, overlap=overlap)
+    finished, maps = list(runner.large(source, channels=3))[-1]
     assert finished == size[0]
-    np.testing.assert_array_equal(maps, predict_maps(model, z, 64, overlap))
+    np.testing.assert_array_equal(maps, runner.maps(z))
 
 
 @lru_cache

@@ -17,8 +17,8 @@ from torch import nn
 from dinocell.core.errors import DataError
 from dinocell.datasets.synthetic.sample import make_image
 from dinocell.labels.files import read_labels
-from dinocell.predict.large import stream
 from dinocell.predict.large.work_folder import KeptScratch
+from dinocell.predict.windows import starts
 from dinocell.segmentation import Segmenter, large_image, run
 
 META = {"crop_size": 64, "overlap": 24, "objective": {"kind": "semantic"}}
@@ -26,6 +26,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from torch import nn
+from dinocell.predict.windows import starts
 from dinocell.segmentation import Segmenter, large_image, run
 
 stage, folder = sys.argv[1:]
@@ -100,7 +101,7 @@ def test_a_killed_run_goes_on_where_it_was(
     segmenter = large_segmenter()
     run([tmp_path / "field.tif"], tmp_path / "out", segmenter)
     assert "goes on where an earlier run stopped" in capsys.readouterr().out
-    rows = len(stream.starts(400, 64, 24))
+    rows = len(starts(400, 64, 24))
     assert segmenter.model.windows <= expected.model.windows * (rows - least) / rows
     assert (segmenter.model.windows == 0) == (stage == "decoding")
     labels = read_labels(tmp_path / "out" / "field_labels.tif")
