@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +15,7 @@ from dinocell.adapt.config import AdaptConfig, crop_spans
 from dinocell.core import log
 from dinocell.core.errors import DinoCellError
 from dinocell.core.files import atomic_write_text
+from dinocell.images.geometry.resize import resize_image
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.images.listing import list_images
@@ -125,9 +125,8 @@ def at_scale(config: AdaptConfig, found: ImageScale, meta: Mapping[str, Any]) ->
 
 
 def scaled(gray: NDArray[Any], scale: float) -> NDArray[Any]:
-    """The image (H, W) resized by a factor."""
+    """Resize an image (H, W) by a factor."""
     if scale == 1:
         return gray
     height, width = (max(round(side * scale), 1) for side in gray.shape)
-    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(gray, (width, height), interpolation=kind))
+    return resize_image(gray, (height, width), enlarging="linear")

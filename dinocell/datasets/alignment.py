@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from dinocell.images.geometry.resize import resize_labels
+from dinocell.images.geometry.resize import resize_image, resize_labels
 from dinocell.labels.cells import equivalent_diameters
 from dinocell.labels.contours import trace_contours
 
@@ -77,8 +77,7 @@ def _shrunk(
     if scale <= 1:
         return image, labels, 1.0
     height, width = (max(1, round(side / scale)) for side in image.shape)
-    small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    return small, resize_labels(labels, (height, width)), scale
+    return resize_image(image, (height, width)), resize_labels(labels, (height, width)), scale
 
 
 def _better_turn(gradient: NDArray[np.float32], outline: NDArray[np.bool_], own: float) -> str:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.images.geometry.resize import resize_image
 from dinocell.report import charts
 from dinocell.report.overlays import to_rgb
 from dinocell.report.style import CSS
@@ -220,8 +221,7 @@ def _encode(array: NDArray[np.generic]) -> bytes:
     rgb = to_rgb(array)
     scale = _MAX_PICTURE_SIDE / max(rgb.shape[:2])
     if scale < 1:
-        size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
-        rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+        rgb = resize_image(rgb, (max(1, round(rgb.shape[0] * scale)), max(1, round(rgb.shape[1] * scale))))
     ok, encoded = cv2.imencode(".png", rgb[..., ::-1])
     assert ok
     return bytes(encoded)

@@ -6,10 +6,10 @@ import colorsys
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.images.geometry.resize import resize_image
 from dinocell.images.gray.contrast import to_uint8
 from dinocell.labels.cells import renumber
 from dinocell.labels.contours import inner_edges, trace_contours
@@ -196,9 +196,7 @@ def _check_same_size(rgb: UInt8, labels: NDArray[Any], name: str) -> None:
 def _scaled(rgb: UInt8, height: int) -> UInt8:
     factor = height / rgb.shape[0]
     # Enlarged pixels stay squares: smoothing would invent what neither camera nor network gave.
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    size = (max(1, round(rgb.shape[1] * factor)), height)
-    return np.asarray(cv2.resize(rgb, size, interpolation=interpolation), np.uint8)
+    return resize_image(rgb, (height, max(1, round(rgb.shape[1] * factor))), enlarging="nearest")
 
 
 def _write(canvas: UInt8, written: Sequence[tuple[int, int, str]]) -> UInt8:

@@ -32,6 +32,7 @@ from dinocell.core.config import from_dict
 from dinocell.core.device import autocast, choose_device, choose_dtype
 from dinocell.core.errors import ConfigError
 from dinocell.core.files import atomic_write_bytes
+from dinocell.images.geometry.resize import resize_image
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.contrast import to_uint8
 from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
@@ -192,12 +193,12 @@ def patch_tokens(
     height, width = picture.shape[:2]
     patch = backbone.patch_size
     if mode == "resize":
-        return _forward(backbone, _scale(picture, (size, size)), dtype)
+        return _forward(backbone, resize_image(picture, (size, size)), dtype)
     if mode == "pad":
         scale = size / max(height, width)
         inner = max(round(height * scale), 1), max(round(width * scale), 1)
         square = np.full((size, size, *picture.shape[2:]), picture.mean(), np.float32)
-        square[: inner[0], : inner[1]] = _scale(picture, inner)
+        square[: inner[0], : inner[1]] = resize_image(picture, inner)
         rows, columns = (max(length // patch, 1) for length in inner)
         return _forward(backbone, square, dtype)[:rows, :columns]
     pad = [max(-(-length // patch) * patch, size) - length for length in (height, width)]
@@ -209,12 +210,6 @@ def patch_tokens(
         tokens = _forward(backbone, np.asarray(padded[rows, columns], np.float32), dtype)
         stitcher.add(at, np.ascontiguousarray(tokens.transpose(2, 0, 1)))
     return np.ascontiguousarray(stitcher.maps.transpose(1, 2, 0)[: -(-height // patch), : -(-width // patch)])
-
-
-def _scale(picture: Float32, size: tuple[int, int]) -> Float32:
-    shrinks = size[0] * size[1] < picture.shape[0] * picture.shape[1]
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (size[1], size[0]), interpolation=way), np.float32)
 
 
 @torch.no_grad()

@@ -84,9 +84,3 @@ def crop_corner(
     shift = rng.uniform(-size / 4, size / 4, size=2)
     corner = [round(c + s - size / 2) for c, s in zip(centre, shift, strict=True)]
     return min(max(corner[0], 0), limits[0]), min(max(corner[1], 0), limits[1])
-
-
-def resize_crop(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Resize a square crop: area average when shrinking, bilinear when enlarging."""
-    method = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.float32)

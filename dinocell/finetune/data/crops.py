@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dinocell.core.errors import DataError
 from dinocell.finetune.config import FinetuneConfig
-from dinocell.finetune.data.augment import augment_intensity, crop_corner, log_uniform, random_turn, resize_crop
+from dinocell.finetune.data.augment import augment_intensity, crop_corner, log_uniform, random_turn
 from dinocell.finetune.data.image_store import ImageStore, PreparedImage, pixel_weights, shape2
 from dinocell.finetune.data.sampler import SampleOrder, sample_rng
-from dinocell.images.geometry.resize import resize_labels
+from dinocell.images.geometry.resize import resize_image, resize_labels
 from dinocell.labels.cells import renumber, renumber_table
 from dinocell.objectives import Objective
 from dinocell.predict.windows import covering_windows
@@ -61,7 +61,7 @@ class CropDataset:
 
         image = prepared.image[y : y + window, x : x + window]
         if window != size:
-            image = resize_crop(image, size)
+            image = resize_image(image, (size, size), enlarging="linear")
         image = augment_intensity(image, config, rng)
         weight = pixel_weights(prepared, slice(y, y + window), slice(x, x + window))
         if window != size:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from dinocell.core.device import autocast
 from dinocell.core.errors import ConfigError, DataError
 from dinocell.datasets.labelled import LabelledItem, open_dataset
+from dinocell.images.geometry.resize import resize_image
 from dinocell.labels.files import read_labels
 from dinocell.models import VisionTransformer
 from dinocell.pretrain.config import PretrainConfig
@@ -215,7 +215,7 @@ def _labelled_crop(config: PretrainConfig, item: LabelledItem) -> tuple[UInt8Arr
         raise DataError(f"{item.mask}: is {cells.shape}, its image {gray.shape}; they must be of one size")
     at = _busiest(cells, side)
     crop, inside = central(gray, side, at), central(cells, side, at)
-    share = cv2.resize(inside, (side // patch, side // patch), interpolation=cv2.INTER_AREA)
+    share = resize_image(inside, (side // patch, side // patch))
     classes = np.where(share > 0.5, 1, np.where(share == 0, 0, -1))
     return crop, classes.astype(np.int64)
 
