@@ -34,11 +34,11 @@ what it raises ends the work."""
 
 
 def _silent(done: int, total: int) -> None:
-    """No progress."""
+    """Report nothing."""
 
 
 def counted(tell: OnWindows, total: int) -> OnWindows:
-    """Progress of several pieces of work as that of one, of `total` windows at most."""
+    """Report several pieces of work as one, of `total` windows at most."""
     before = last = 0
 
     def told(done: int, _: int) -> None:
@@ -53,7 +53,7 @@ def counted(tell: OnWindows, total: int) -> OnWindows:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; its mode is restored afterwards."""
+    """Put a model into evaluation mode, without gradients; its mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -66,7 +66,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def run_batch(
     model: Callable[[Tensor], Tensor], batch: Sequence[Float32], device: torch.device, dtype: torch.dtype
 ) -> Float32:
-    """Maps (B, K, h, w) float32 of B windows (h, w) of equal size; in one forward, or in halves if memory is short."""
+    """Run B windows (h, w) of equal size, in halves if memory is short; returns maps (B, K, h, w) float32."""
     stacked = torch.from_numpy(np.ascontiguousarray(np.stack(batch)[:, None]))  # [B, 1, h, w]
     try:
         with devices.autocast(device, dtype):
@@ -109,17 +109,13 @@ class Runner:
     on_windows: OnWindows = _silent
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def covering(self, size: tuple[int, int]) -> list[Window]:
-        """Windows over a frame of `size` (height, width)."""
-        return covering_windows(size, self.window, self.overlap)
-
     def maps(self, z: Float32) -> Float32:
-        """Maps (K, H, W) float32 of one frame z (H, W); see `stream`."""
+        """Predict the maps (K, H, W) float32 of one frame z (H, W); see `stream`."""
         _, maps = next(self.stream([(0, z)]))
         return maps
 
     def stream(self, images: Iterable[tuple[Key, Float32]]) -> Iterator[tuple[Key, Float32]]:
-        """Maps of many frames, with their windows batched across image borders; in the order given.
+        """Predict the maps of many frames, windows batched across image borders; in the order given.
 
         Args:
             images: (key, z) pairs, z (H, W) float32, both sides at least the window.
@@ -153,7 +149,7 @@ class Runner:
 
         for key, z in images:
             self._check(z)
-            tiles = self.covering(_size(z))
+            tiles = self._tiles(_size(z))
             in_flight.append(_Frame(key, z, len(tiles)))
             pending += [(in_flight[-1], at) for at in tiles]
             total += len(tiles)
@@ -167,12 +163,12 @@ class Runner:
         yield from finished()
 
     def large(self, source: Picture, channels: int, scratch: Scratch | None = None) -> Iterator[tuple[int, Float32]]:
-        """Maps of a large frame, equal to `maps` bit for bit; yields (rows finished, maps) after every row of windows.
+        """Predict the maps of a large frame, equal to `maps` bit for bit, one row of windows after the other.
 
         Args:
             source: the frame, read by region, both sides at least the window.
             channels: number of maps.
-            scratch: files of the maps and unfinished rows; rows that an earlier run finished are not run again.
+            scratch: files of the maps and unfinished rows; rows that an earlier run finished are not repeated.
 
         Yields:
             Rows of the frame whose maps are final, and the maps (K, H, W) in scratch.
@@ -187,7 +183,7 @@ class Runner:
         tops = [*starts(height, self.window, self.overlap), height]
         if first == len(tops) - 1:
             yield height, maps
-        tiles = self.covering(source.size)
+        tiles = self._tiles(source.size)
         windows = sum(at.row < first for at in tiles)
         self.on_windows(windows, len(tiles))
         for row, group in groupby(tiles[windows:], key=lambda at: at.row):
@@ -208,7 +204,7 @@ class Runner:
             yield tops[row + 1], maps
 
     def single(self, windows: Sequence[Float32]) -> Float32:
-        """Maps (n, K, h, w) of n windows (h, w) that belong to no frame."""
+        """Predict the maps (n, K, h, w) of n windows (h, w) that belong to no frame."""
         done: list[Float32] = []
         self.on_windows(0, len(windows))
         for batch in _batches(windows, self.batch_size):
@@ -219,11 +215,14 @@ class Runner:
     def tokens(
         self, region: Callable[[Window], Float32], tiles: Sequence[Window]
     ) -> Iterator[tuple[Window, NDArray[np.float32]]]:
-        """Patch tokens (N, D) that the decoder gets in some windows of a frame, without test-time augmentation.
+        """Compute the patch tokens that the decoder gets in some windows of a frame, without test-time augmentation.
 
         Args:
             region: the frame (h, w) in a window.
             tiles: the windows.
+
+        Yields:
+            (window, tokens), tokens (N, D) float32.
 
         Raises:
             ConfigError: the network has no patch tokens.
@@ -237,7 +236,7 @@ class Runner:
 
     @property
     def backboned(self) -> SegmentationModel:
-        """The network, whose backbone gives patch tokens.
+        """The network, if its backbone gives patch tokens.
 
         Raises:
             ConfigError: it has none.
@@ -245,6 +244,9 @@ class Runner:
         if not isinstance(self.network, SegmentationModel):
             raise ConfigError("embeddings: this network has no backbone whose tokens could be averaged")
         return self.network
+
+    def _tiles(self, size: tuple[int, int]) -> list[Window]:
+        return covering_windows(size, self.window, self.overlap)
 
     @cached_property
     def _averaged(self) -> nn.Module:
