@@ -86,9 +86,9 @@ class Segmenter:
         if isinstance(model, nn.Module):
             if meta is None:
                 raise ConfigError("meta: a network needs its configuration (crop_size, objective); give meta={…}")
-            self.model = model.to(where).eval()
+            network = model.to(where).eval()
         else:
-            self.model, meta = load_model_folder(find_model(model), where)
+            network, meta = load_model_folder(find_model(model), where)
         self.meta: dict[str, Any] = dict(meta)
         window = int(self.meta["crop_size"])
         self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
@@ -102,7 +102,7 @@ class Segmenter:
         if not 0 <= overlap < window:
             raise ConfigError(f"overlap: must lie in 0…{window - 1} px (the window is {window} px), got {overlap}")
         self.runner = Runner(
-            network=self.model,
+            network=network,
             window=window,
             overlap=overlap,
             batch_size=batch_size or (1 if where.type == "cpu" else 8),
@@ -111,6 +111,11 @@ class Segmenter:
             views=views,
             vectors=build_objective(self.objective).vector_maps,
         )
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that the runner runs."""
+        return self.runner.network
 
     def describe(self) -> str:
         """Device and number format, with the reasons, in one line."""

@@ -71,7 +71,7 @@ def test_views_are_those_of_the_model_unless_the_recipe_says_otherwise(
     train = {"steps": 1, "batch_size": 2}
     plain, two = ({"times": 1, "tune_decoding": False, **more} for more in ({}, {"views": 2}))
     first = run(going_on(model, disks_dataset, tmp_path / "a", train=train, validate=two)) / "model"
-    assert load_model(model, device="cpu").views == 1 and load_model(first, device="cpu").views == 2
+    assert load_model(model, device="cpu").runner.views == 1 and load_model(first, device="cpu").runner.views == 2
     assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=plain)).validate.views == 2
     one = {**plain, "views": 1}
     assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=one)).validate.views == 1
@@ -172,7 +172,7 @@ def test_training_scores_are_what_segmentation_reaches(disks_dataset: Path, tmp_
     config = adopt(going_on("cells", disks_dataset, tmp_path / "run"))
     store = ImageStore(open_items(config, "train"), config, print)
     network, _ = load_model_folder(find_model("cells"))
-    scores = training_scores(network, store, config, torch.device("cpu"), torch.float32)
+    scores = training_scores(validation_runner(network, config, torch.device("cpu"), torch.float32), store, config)
     assert len(scores) == len(store) == 6
     assert min(scores) > 0.5 and len(set(scores)) > 1  # bright disks are easy, and not all the same
     model = load_model("cells", device="cpu", precision="float32")

@@ -92,7 +92,7 @@ def test_segmenting_with_views_runs_the_network_on_each():
     count = len(seen)
     np.testing.assert_allclose(four.segment(picture).flows, expected, atol=1e-5)
     assert len(seen) == 5 * count
-    assert not four.network.training, "a wrapper in training mode would put the model into it"
+    assert not four.model.training, "a wrapper in training mode would put the model into it"
 
 
 def test_another_number_of_views_is_refused():
@@ -102,7 +102,7 @@ def test_another_number_of_views_is_refused():
 
 def test_a_model_folder_says_how_many_views_it_is_used_with():
     two = {**META, "views": 2}
-    assert [Segmenter(Gradient(), meta, device="cpu").views for meta in (META, two)] == [1, 2]
-    assert Segmenter(Gradient(), two, device="cpu", views=1).views == 1
+    assert [Segmenter(Gradient(), meta, device="cpu").runner.views for meta in (META, two)] == [1, 2]
+    assert Segmenter(Gradient(), two, device="cpu", views=1).runner.views == 1
     with pytest.raises(ConfigError, match="views: 5; choose one of 1, 2, 4, 8"):
         Segmenter(Gradient(), {**META, "views": 5}, device="cpu")

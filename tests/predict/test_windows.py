@@ -1,6 +1,8 @@
 """Tiling: windows cover the image once, weights sum to one, and tile → stitch changes nothing."""
 
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,3 +128,32 @@ def test_prediction_restores_the_mode_and_builds_no_graph() -> None:
     first, second = (Runner(network=model, window=16, overlap=4).maps(z) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_runner_of_several_views_leaves_the_network_in_the_mode_that_it_has() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout2d(0.5)).eval()
+    runner = Runner(network=model, window=16, overlap=4, views=2)
+    for mode in (False, True, False):
+        model.train(mode)
+        runner.maps(np.ones((16, 16), np.float32))
+        assert model.training == mode == model[1].training
+
+
+def test_progress_counts_the_windows_of_each_frame_and_threads_take_turns() -> None:
+    running: list[int] = []
+
+    class Alone(Pointwise):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            running.append(1)
+            assert len(running) == 1, "two forward passes at a time"
+            time.sleep(0.002)
+            running.clear()
+            return super().forward(z)
+
+    told: list[tuple[int, int]] = []
+    runner = Runner(network=Alone(), window=16, overlap=4, batch_size=2, on_windows=lambda *now: told.append(now))
+    z = np.zeros((16, 64), np.float32)
+    runner.maps(z)
+    assert told == [(0, 5), (2, 5), (4, 5), (5, 5)]
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(runner.maps, [z] * 8))) == 8

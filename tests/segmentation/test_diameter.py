@@ -137,7 +137,7 @@ def some_disks(count: int, height: int, width: int) -> np.ndarray:
 def found_in(image: np.ndarray, error: float, far: float = 0.0) -> Estimate:
     """By flows off by `error`, in an image whose own scale is `far` factors of two above that of the training."""
     model = segmenter()
-    model.model = Askew(error)
+    model.runner = dataclasses.replace(model.runner, network=Askew(error))
     model.meta["training"]["datasets"] = [{"diameter": KNOWN, "scale": 2.0**-far}]
     return model.estimate_diameter(WholePicture(preprocess_plane(image, PreprocessConfig(clahe=False))))
 
@@ -275,7 +275,7 @@ class SeesDots(KnowsOneSize):
 @pytest.mark.parametrize("diameter", [14, 40, 80])
 def test_cells_of_a_size_that_the_model_does_not_know_are_not_believed(diameter: float) -> None:
     model = segmenter()
-    model.model = SeesDots()
+    model.runner = dataclasses.replace(model.runner, network=SeesDots())
     picture = WholePicture(preprocess_plane(field(diameter), PreprocessConfig(clahe=False)))
     assert model.estimate_diameter(picture).diameter == pytest.approx(diameter, rel=0.1)
 

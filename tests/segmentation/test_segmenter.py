@@ -243,7 +243,7 @@ def test_missing_models_say_what_to_pass(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_packaged_model_is_found_by_name(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny").symlink_to(model_folder)
     monkeypatch.setattr("dinocell.models.packaged.PACKAGED", tmp_path)
-    assert load_model("tiny", device="cpu").window == load_model(device="cpu").window == 64
+    assert load_model("tiny", device="cpu").runner.window == load_model(device="cpu").runner.window == 64
 
 
 def test_damaged_weights_are_one_clear_error(model_folder: Path, tmp_path: Path) -> None:
