@@ -164,6 +164,6 @@ def test_options_and_errors_come_through(segmenter: Segmenter) -> None:
         segment_layer(segmenter, image[0])
     with pytest.raises(ConfigError, match="scales the image by"):
         segment_layer(segmenter, image, options=SegmentOptions(diameter=0.001))
-    with pytest.raises(DataError, match="holds numbers"):
+    with pytest.raises(DataError, match="must be numeric"):
         segment_layer(segmenter, np.full((20, 20), "a"))
     assert torch.is_grad_enabled()

@@ -253,7 +253,8 @@ def test_large_cells_with_short_flows_come_back_whole() -> None:
     """80 px to the centre are 270 steps of 0.3 px; cut off after 200, cells would come out in stripes."""
     image = field(160, 900)
     model = segmenter()
-    model.model, model.objective = ShortFlows(), dataclasses.replace(model.objective, flow_error=0.0)
+    model.runner = dataclasses.replace(model.runner, network=ShortFlows())
+    model.objective = dataclasses.replace(model.objective, flow_error=0.0)
     found = model.segment(image, diameter=160)
     areas = np.sort(np.bincount(found.labels.ravel())[1:])[-9:]  # the nine that the image does not cut
     assert areas == pytest.approx(np.full(9, np.pi * 80**2), rel=0.03)
