@@ -1,4 +1,4 @@
-"""What an adaptation can be told, and the safe settings it starts from."""
+"""Settings of an adaptation, and the safe values it starts from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinocell.core.config import field, load
+from dinocell.core.config import Settings, field, load
 from dinocell.core.errors import ConfigError
 from dinocell.curation import CurateConfig
 from dinocell.finetune import FinetuneConfig
@@ -21,7 +21,7 @@ GLOBAL_SPAN, LOCAL_SPAN = (0.6, 2.5), (0.6, 2.5)  # of the area that shows cells
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptConfig:
+class AdaptConfig(Settings):
     """From a model and a folder of unlabelled images to a model adapted to them, if that helps."""
 
     images: tuple[str, ...] = field(doc="unlabelled image files, folders (recursively) or patterns")
@@ -37,22 +37,17 @@ class AdaptConfig:
         0.95,
         "without labels: leave the decoder as it is if its labels with the adapted backbone agree with the original's "
         "to this MMA",
+        at_least=0,
+        at_most=1,
+        advanced=True,
     )
     diameter: float = field(
-        0.0, "cells' diameter in the images; 0 = estimated once, by models that rescale their images", "px"
+        0.0, "cells' diameter in the images; 0 = estimated once, by models that rescale their images", "px", at_least=0
     )
-    check_images: int = field(8, "images compared before and after where there are no labels", "images")
+    check_images: int = field(8, "images compared before and after where there are no labels", "images", at_least=1)
     curate: CurateConfig = field(factory=lambda: CurateConfig(sources=(), out=""), doc="crops of the images")
     pretrain: PretrainConfig = field(factory=lambda: PretrainConfig(output_dir=""), doc="stage 1")
     finetune: FinetuneConfig = field(factory=FinetuneConfig, doc="re-alignment of the decoder")
-
-    def __post_init__(self) -> None:
-        if self.check_images < 1:
-            raise ConfigError(f"check_images: must be 1 or more, is {self.check_images}")
-        if self.diameter < 0:
-            raise ConfigError(f"diameter: must be 0 or more, is {self.diameter:g}")
-        if not 0 <= self.agrees <= 1:
-            raise ConfigError(f"agrees: is an MMA in 0–1, is {self.agrees}")
 
 
 def make_config(
@@ -80,7 +75,7 @@ def make_config(
         ConfigError: a setting is impossible or unknown.
     """
     if steps < 1:
-        raise ConfigError(f"--steps: must be 1 or more, is {steps}")
+        raise ConfigError(f"--steps: must be at least 1, got {steps}")
     folder = Path(out)
     base = {
         "images": list(images),

@@ -1,4 +1,4 @@
-"""What to ask the cluster for: one small YAML file per cluster and size of job."""
+"""Resources to request from the cluster: one small YAML file per cluster and size of job."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dinocell.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
-    """What to ask the cluster for."""
+class Profile(config.Settings):
+    """Resources to request from the cluster."""
 
     name: str = config.field("dinocell", "job name")
     folder: str = config.field("slurm_logs", "folder of job scripts and logs; %j becomes the job's number")
@@ -22,16 +22,18 @@ class Profile:
     account: str | None = config.field(None, "account to charge")
     qos: str | None = config.field(None, "quality of service")
     constraint: str | None = config.field(None, "node features, as sbatch --constraint")
-    nodes: int = config.field(1, "nodes", "nodes")
-    tasks_per_node: int = config.field(1, "processes per node: one per GPU", "processes")
-    gpus_per_node: int = config.field(0, "GPUs per node", "GPUs")
+    nodes: int = config.field(1, "nodes", "nodes", at_least=1)
+    tasks_per_node: int = config.field(1, "processes per node: one per GPU", "processes", at_least=1)
+    gpus_per_node: int = config.field(0, "GPUs per node", "GPUs", at_least=0)
     gpu_type: str | None = config.field(None, "kind of GPU where the cluster has several, e.g. a100")
-    cpus_per_task: int = config.field(2, "CPU cores per process: its own and its data workers'", "cores")
-    memory_gb: int | None = config.field(None, "memory per node; null leaves the cluster's default", "GB")
-    time_minutes: int = config.field(60, "time limit", "min")
-    signal_delay_seconds: int = config.field(120, "warning before the time limit, in which to save and requeue", "s")
-    max_requeues: int = config.field(20, "how often a job may put itself back into the queue")
-    array_parallelism: int = config.field(64, "tasks of an array that run at the same time", "tasks")
+    cpus_per_task: int = config.field(2, "CPU cores per process: its own and its data workers'", "cores", at_least=1)
+    memory_gb: int | None = config.field(None, "memory per node; null leaves the cluster's default", "GB", at_least=1)
+    time_minutes: int = config.field(60, "time limit", "min", at_least=1)
+    signal_delay_seconds: int = config.field(
+        120, "warning before the time limit, in which to save and requeue", "s", above=0
+    )
+    max_requeues: int = config.field(20, "how often a job may put itself back into the queue", at_least=0)
+    array_parallelism: int = config.field(64, "tasks of an array that run at the same time", "tasks", at_least=1)
     modules: tuple[str, ...] = config.field((), "environment modules to load, in order")
     conda: str | None = config.field(None, "conda environment to activate: a name or a folder")
     venv: str | None = config.field(None, "virtual environment to activate: its folder")
@@ -45,24 +47,20 @@ class Profile:
     extra: dict[str, str] = config.field(factory=dict, doc="further sbatch options, name: value")
 
     def __post_init__(self) -> None:
-        for key in ("nodes", "tasks_per_node", "cpus_per_task", "time_minutes", "array_parallelism"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"profile.{key}: {getattr(self, key)} is too small; at least 1")
-        for key in ("gpus_per_node", "max_requeues"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"profile.{key}: {getattr(self, key)} is too small; at least 0")
+        super().__post_init__()
         if self.gpus_per_node and self.tasks_per_node != self.gpus_per_node:
-            raise ConfigError(
-                f"profile.tasks_per_node: {self.tasks_per_node} processes for {self.gpus_per_node} GPUs a node; "
-                f"every GPU needs its own process, set tasks_per_node={self.gpus_per_node}"
+            raise config.SettingError(
+                "tasks_per_node",
+                f"{self.tasks_per_node} processes for {self.gpus_per_node} GPUs per node; every GPU needs its own "
+                f"process, set tasks_per_node={self.gpus_per_node}",
             )
-        if not 0 < self.signal_delay_seconds < 60 * self.time_minutes:
-            raise ConfigError(
-                f"profile.signal_delay_seconds: {self.signal_delay_seconds} s of warning do not fit into "
-                f"time_minutes={self.time_minutes}"
+        if self.signal_delay_seconds >= 60 * self.time_minutes:
+            raise config.SettingError(
+                "signal_delay_seconds",
+                f"{self.signal_delay_seconds} s of warning do not fit into time_minutes={self.time_minutes}",
             )
         if self.conda and self.venv:
-            raise ConfigError(f"profile.conda: {self.conda!r} and venv {self.venv!r} are both set; choose one")
+            raise config.SettingError("conda", f"{self.conda!r} and venv={self.venv!r} are both set; choose one")
 
     def setup_lines(self) -> list[str]:
         """Shell lines that prepare the environment, in the batch script before the job."""
@@ -104,7 +102,10 @@ def take_profile(arguments: Sequence[str]) -> tuple[Profile, list[str]]:
             own.append(argument.removeprefix("profile."))
         else:
             rest.append(argument)
-    return config.load(Profile, path, own), rest
+    try:
+        return config.load(Profile, path, own), rest
+    except config.SettingError as error:
+        raise error.within("profile") from None
 
 
 def submitit_parameters(profile: Profile) -> dict[str, Any]:

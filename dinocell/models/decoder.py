@@ -4,53 +4,56 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, assert_never, get_args
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinocell.core.config import field
-from dinocell.core.errors import ConfigError
+from dinocell.core.config import SettingError, Settings, field
 
 DecoderKind = Literal["transposed", "bilinear", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(Settings):
     """Shape and regularisation of the decoder."""
 
     kind: DecoderKind = field(
         "transposed",
         "transposed: learned ×2 upsampling (the paper's); bilinear: ×2 resize and 3×3 conv; linear: one 1×1 conv",
     )
-    neck_width: int = field(512, "channels after the neck; every ×2 block halves them", unit="channels")
-    drop_rate: float = field(0.05, "share of feature channels zeroed in training after each ×2 block")
+    neck_width: int = field(512, "channels after the neck; every ×2 block halves them", "channels", at_least=16)
+    drop_rate: float = field(
+        0.05, "share of feature channels zeroed in training after each ×2 block", at_least=0, below=1, advanced=True
+    )
     detail_width: int = field(
         0,
         "width of a small convolutional branch that carries edges around the backbone: not the paper's (0 = none); "
         "a backbone trained from random weights learns many times sooner with 16",
-        unit="channels",
+        "channels",
+        at_least=0,
     )
     detail_context: bool = field(
         False,
         "carry that branch down to the patches' resolution and merge it into the neck: convolutions see whole cells",
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(DecoderKind):
-            raise ConfigError(f"kind: '{self.kind}' is unknown; choose one of {', '.join(get_args(DecoderKind))}")
-        if self.neck_width < 16 or self.neck_width % 8:
-            raise ConfigError(f"neck_width: {self.neck_width}; use a multiple of 8, at least 16")
-        if self.detail_width and (self.detail_width < 8 or self.detail_width % 8 or self.kind == "linear"):
-            raise ConfigError(
-                f"detail_width: {self.detail_width} with kind {self.kind}; use 0, or a multiple of 8 with kind "
-                "transposed or bilinear"
+        super().__post_init__()
+        if self.neck_width % 8:
+            raise SettingError("neck_width", f"must be a multiple of 8, got {self.neck_width}")
+        if self.detail_width % 8 or (self.detail_width and self.kind == "linear"):
+            raise SettingError(
+                "detail_width",
+                f"{self.detail_width} with kind={self.kind}; use 0, or a multiple of 8 with kind=transposed or "
+                "kind=bilinear",
             )
         if self.detail_context and not self.detail_width:
-            raise ConfigError("detail_context: needs the branch that it extends; set detail_width, for instance to 32")
-        if not 0 <= self.drop_rate < 1:
-            raise ConfigError(f"drop_rate: {self.drop_rate}; it must lie in [0, 1)")
+            raise SettingError(
+                "detail_context", "needs the branch that it extends; set detail_width, for instance to 32"
+            )
 
 
 class LayerNorm2d(nn.Module):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dinocell.core import log
-from dinocell.core.config import field
+from dinocell.core.config import Settings, field
 from dinocell.core.errors import ConfigError
 from dinocell.images.geometry.symmetry import Turn
 from dinocell.labels.cells import Cells
@@ -66,52 +66,43 @@ class Decoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Settings):
     """Settings of what the network learns. Fields that belong to another `kind` are ignored."""
 
     kind: Literal["flows", "distance", "semantic"] = field("flows", "what the decoder predicts")
-    flow_scale: float = field(1.0, "flows: the network predicts flows of this length (paper 1; authors' code 5)")
+    flow_scale: float = field(
+        1.0, "flows: the network predicts flows of this length (paper 1; authors' code 5)", above=0, advanced=True
+    )
     probability_loss: Literal["mse", "bce_with_logits"] = field(
         "mse", "flows: mse = the map is a probability; bce_with_logits = the map is a logit"
     )
     flow_variant: Literal["cellpose", "leak_free"] = field(
-        "cellpose", "flows: target gradient across touching cells (as Cellpose) or within each cell only"
+        "cellpose", "flows: target gradient across touching cells (as Cellpose) or within each cell only", advanced=True
     )
-    threshold: float = field(0.5, "flows, semantic: pixels above this probability belong to cells")
+    threshold: float = field(0.5, "flows, semantic: pixels above this probability belong to cells", above=0, below=1)
     flow_error: float = field(
-        0.4, "flows: drop a cell whose mean squared difference from its own flow exceeds this; 0 = off"
+        0.4, "flows: drop a cell whose mean squared difference from its own flow exceeds this; 0 = off", at_least=0
     )
     max_steps: int = field(
-        200, "flows: Euler steps, at the scale that the network sees; a pixel still on its way may take more"
+        200,
+        "flows: Euler steps, at the scale that the network sees; a pixel still on its way may take more",
+        at_least=1,
+        advanced=True,
     )
-    max_size_fraction: float = field(0.4, "flows: drop a cell larger than this part of the image, with a warning")
-    min_size: int = field(15, "drop cells smaller than this", unit="px")
-    marker_threshold: float = field(0.5, "distance: each region above it is the marker of one cell")
-    mask_threshold: float = field(0.05, "distance: pixels above it belong to cells")
-    classes: int = field(2, "semantic: classes with background; 2 = cell or not, one map and BCE")
+    max_size_fraction: float = field(
+        0.4, "flows: drop a cell larger than this part of the image, with a warning", above=0, at_most=1, advanced=True
+    )
+    min_size: int = field(15, "drop cells smaller than this", "px", at_least=0)
+    marker_threshold: float = field(0.5, "distance: each region above it is the marker of one cell", above=0, below=1)
+    mask_threshold: float = field(0.05, "distance: pixels above it belong to cells", above=0, below=1)
+    classes: int = field(
+        2, "semantic: classes with background; 2 = cell or not, one map and BCE", at_least=2, at_most=256
+    )
     instances: Literal["components", "watershed"] = field("components", "semantic: how classes become cells")
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "marker_threshold", "mask_threshold"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"objective.{name}: must lie between 0 and 1, got {getattr(self, name)}")
-        if not 0 < self.max_size_fraction <= 1:
-            raise ConfigError(f"objective.max_size_fraction: must lie in (0, 1], got {self.max_size_fraction}")
-        if self.flow_scale <= 0:
-            raise ConfigError(f"objective.flow_scale: must be above 0, got {self.flow_scale}")
-        if self.flow_error < 0:
-            raise ConfigError(f"objective.flow_error: must not be negative, got {self.flow_error}; 0 turns it off")
-        if self.max_steps < 1:
-            raise ConfigError(f"objective.max_steps: must be at least 1, got {self.max_steps}")
-        if self.min_size < 0:
-            raise ConfigError(f"objective.min_size: must not be negative, got {self.min_size}")
-        if not 2 <= self.classes <= 256:
-            raise ConfigError(f"objective.classes: must lie in 2…256, got {self.classes}")
-        if not self.mask_threshold < self.marker_threshold:
-            raise ConfigError(
-                f"objective.mask_threshold: must be below marker_threshold {self.marker_threshold}, "
-                f"got {self.mask_threshold}"
-            )
+        super().__post_init__()
+        self.check_order("mask_threshold", "marker_threshold")
 
     def seen_at(self, scale: float) -> ObjectiveConfig:
         """Return the settings for maps of an image that the network saw `scale` times as large.

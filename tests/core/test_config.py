@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -105,3 +107,124 @@ def test_every_shipped_recipe_loads(recipe: str, repository: Path) -> None:
         cls = PretrainConfig if recipe.startswith("ssl") else FinetuneConfig
         loaded = config.load(cls, file, ["data.root=x", "output_dir=y"])
         assert config.from_dict(cls, config.to_dict(loaded)) == loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner(config.Settings):
+    size: int = config.field(1, "size", "px", at_least=1)
+    share: float = config.field(0.5, "share", at_least=0, at_most=1)
+    open: float = config.field(0.5, "open", above=0, below=1)
+    rate: float = config.field(1e-4, "rate", above=0, advanced=True)
+    span: tuple[float, float] = config.field((0.1, 0.2), "span", above=0, rising=True)
+    views: int = config.field(1, "views", one_of=(1, 2, 4), applies_to=("kind=b",))
+    kind: Literal["a", "b"] = config.field("a", "kind")
+    depth: int | None = config.field(None, "depth", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_order("share", "size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer(config.Settings):
+    inner: Inner = config.field(factory=Inner, doc="inner")
+    last: int = config.field(0, "last", at_least=0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner.size=0", "inner.size: must be at least 1, got 0"),
+        ("inner.share=1.5", "inner.share: must be between 0 and 1, got 1.5"),
+        ("inner.share=.nan", "inner.share: must be between 0 and 1, got nan"),
+        ("inner.open=1", "inner.open: must be above 0 and below 1, got 1.0"),
+        ("inner.rate=0", "inner.rate: must be above 0, got 0.0"),
+        ("inner.span=[0,1]", "inner.span: every number must be above 0, got [0.0, 1.0]"),
+        ("inner.span=[3,2]", "inner.span: must rise, got [3.0, 2.0]; write [2.0, 3.0]"),
+        ("inner.views=3", "inner.views: must be one of 1, 2, 4, got 3"),
+        ("inner.depth=0", "inner.depth: must be at least 1, got 0"),
+        ("inner.share=1", "inner.share: must be below size=1, got 1"),
+        ("last=-1", "last: must be at least 0, got -1"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_with_its_whole_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(Outer, None, [override])
+    assert str(caught.value) == message
+
+
+def test_bounds_and_choices_hold_for_instances_made_in_python() -> None:
+    with pytest.raises(ConfigError, match=r"^size: must be at least 1, got 0$"):
+        Inner(size=0)
+    with pytest.raises(ConfigError, match=r"^kind: must be one of a, b, got c$"):
+        replace(Inner(), kind="c")  # type: ignore[arg-type]
+
+
+def test_help_shows_bounds_and_sets_advanced_settings_apart() -> None:
+    everyday, _, advanced = config.describe(Outer).partition("\nAdvanced:\n")
+    assert "inner.size  (integer, 1 …; default 1 px)" in everyday
+    assert "inner.share  (number, 0 … 1; default 0.5)" in everyday
+    assert "inner.open  (number, > 0 … < 1; default 0.5)" in everyday
+    assert "inner.views  (1 | 2 | 4; default 1)\n      views (with kind=b)" in everyday
+    assert "last  (integer, 0 …; default 0)" in everyday
+    assert advanced.startswith("  inner.rate  (number, > 0; default 0.0001)")
+    assert "Advanced" not in config.describe(Recipe)
+
+
+def recipes() -> list[type]:
+    from dinocell.adapt.config import AdaptConfig
+    from dinocell.cluster.profile import Profile
+    from dinocell.curation import CurateConfig
+    from dinocell.datasets.prepare.config import PrepareConfig
+    from dinocell.finetune import FinetuneConfig
+    from dinocell.pretrain import PretrainConfig
+
+    return [PretrainConfig, FinetuneConfig, CurateConfig, PrepareConfig, AdaptConfig, Profile]
+
+
+def groups(cls: type) -> Iterator[type]:
+    yield cls
+    for hint in get_type_hints(cls).values():
+        if is_dataclass(hint):
+            yield from groups(cast(type, hint))
+
+
+def is_number(cls: type, name: str) -> bool:
+    hint: Any = get_type_hints(cls)[name]
+    members = {hint, *get_args(hint)}
+    return bool(members & {int, float}) and get_origin(hint) is not Literal
+
+
+@pytest.mark.parametrize("cls", recipes(), ids=lambda cls: cls.__name__)
+def test_every_setting_is_described_and_every_number_bounded(cls: type) -> None:
+    for group in groups(cls):
+        assert issubclass(group, config.Settings), group
+        for item in fields(group):
+            assert item.metadata["doc"], f"{group.__name__}.{item.name}"
+            if is_number(group, item.name):
+                assert item.metadata["bounds"] or item.metadata["one_of"], f"{group.__name__}.{item.name}"
+
+
+def outside(item: Field[Any]) -> float:
+    """A number that the field must refuse."""
+    bounds = item.metadata["bounds"]
+    if bounds.at_least is not None:
+        return float(bounds.at_least - 1)
+    if bounds.above is not None:
+        return float(bounds.above)
+    return 1000.0
+
+
+@pytest.mark.parametrize("cls", recipes(), ids=lambda cls: cls.__name__)
+def test_every_recipe_refuses_values_out_of_bounds_by_their_key(cls: type) -> None:
+    required = {n: "x" for n, f in config.leaves(cls) if f.default == "???" and f.default_factory is MISSING}
+    given = [f"{name}={value}" for name, value in required.items()]
+    config.load(cls, None, given)
+    for name, item in config.leaves(cls):
+        if not (item.metadata["bounds"] or item.metadata["one_of"]):
+            continue
+        bad: Any = outside(item)
+        kind = type(item.default) if item.default not in (None, MISSING) else int
+        bad = [bad, bad] if kind is tuple else [bad] if item.default is MISSING else int(bad) if kind is int else bad
+        with pytest.raises(ConfigError, match=rf"^{re.escape(name)}: .*must be"):
+            config.load(cls, None, [*given, f"{name}={bad}"])

@@ -1,18 +1,17 @@
-"""Settings of `dinocell prepare`; a preset in data_curation/configs fills it in for one public source."""
+"""Settings of `dinocell prepare`; a preset in data_curation/configs fills them in for one public source."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.core.config import field
-from dinocell.core.errors import ConfigError
+from dinocell.core.config import SettingError, Settings, field
 
 Layout = Literal["pairs", "coco", "dsb2018", "ctc", "binary", "contours", "rois", "tyc", "nd2_masks"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(Settings):
     """One labelled source: how it is laid out, what it is, and where it goes.
 
     Layouts: pairs (an image and a label image of instances), binary (the same with a foreground mask whose connected
@@ -37,16 +36,15 @@ class PrepareConfig:
     licence: str = field("unknown", "licence of the data")
     source: str = field("unknown", "where it is downloaded")
     citation: str = field("", "paper to cite")
-    min_area: int = field(0, "objects with fewer pixels are dropped", "px")
+    min_area: int = field(0, "objects with fewer pixels are dropped", "px", at_least=0)
     split_components: bool = field(False, "give separate pieces of one label their own numbers")
-    background: int = field(0, "label value that means background")
-    seed: int = field(0, "of the 80/10/10 split of sources without one")
+    background: int = field(0, "label value that means background", at_least=0, advanced=True)
+    seed: int = field(0, "of the 80/10/10 split of sources without one", at_least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = set(self.splits) - {"train", "val", "test"}
         if unknown:
-            raise ConfigError(f"splits: {sorted(unknown)[0]!r} is none of train, val, test")
+            raise SettingError("splits", f"{sorted(unknown)[0]!r} is not one of train, val, test")
         if self.layout == "coco" and not self.annotations:
-            raise ConfigError("annotations: the coco layout needs the glob of its JSON files")
-        if self.min_area < 0:
-            raise ConfigError(f"min_area: 0 or more pixels, got {self.min_area}")
+            raise SettingError("annotations", "the coco layout needs the glob of its JSON files")

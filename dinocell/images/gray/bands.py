@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinocell.images.gray.channels import channels_equal, dark_background, luma, to_gray
-from dinocell.images.gray.contrast import histogram, limits, to_unit
+from dinocell.images.gray.contrast import HIGH_PERCENTILE, LOW_PERCENTILE, histogram, limits, to_unit
 from dinocell.images.image import Array, Plane
 from dinocell.images.mapped import band_rows, release, scratch_array
 
@@ -72,8 +72,8 @@ def _combined(channels: list[Plane], folder: Path | None) -> Plane:
 
 def _limits(plane: Plane) -> tuple[float, float]:
     if plane.dtype not in (np.uint8, np.uint16):
-        return limits(plane, 0.1, 99.9)
-    return limits(plane, 0.1, 99.9, histogram_by_bands(plane))
+        return limits(plane, LOW_PERCENTILE, HIGH_PERCENTILE)
+    return limits(plane, LOW_PERCENTILE, HIGH_PERCENTILE, histogram_by_bands(plane))
 
 
 def histogram_by_bands(plane: Plane) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocell.images import axes as axis_rules
-from dinocell.images.gray.contrast import stretch
+from dinocell.images.gray.contrast import HIGH_PERCENTILE, LOW_PERCENTILE, stretch
 from dinocell.images.gray.sharpness import best_focus
 from dinocell.images.image import Array, ImageFile, Plane
 
@@ -171,14 +171,14 @@ def luma(picture: Array) -> Plane:
 
 
 def combine(channels: list[Plane]) -> npt.NDArray[np.uint16]:
-    """Mean (H, W) uint16 of channels, each stretched from its percentiles 0.1 … 99.9 to 0 … 65,535.
+    """Mean (H, W) uint16 of channels, each stretched from its `LOW_PERCENTILE` … `HIGH_PERCENTILE` to 0 … 65,535.
 
     A constant channel adds nothing.
     """
     total = np.zeros(channels[0].shape, dtype=np.float32)
     used = 0
     for plane in channels:
-        unit = stretch(plane, 0.1, 99.9)
+        unit = stretch(plane, LOW_PERCENTILE, HIGH_PERCENTILE)
         if unit is not None:
             total += unit
             used += 1

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from dinocell.core.jit import compiled
 
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
+"""Percentiles (%) that become black and white, unless a recipe says otherwise."""
 MAX_SORTED = 2**24
 """Planes of floats or wide integers with more pixels than this give their percentiles from every k-th row."""
 
@@ -35,7 +37,9 @@ def to_unit(gray: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[np
     return np.nan_to_num(values, copy=False)
 
 
-def to_uint8(gray: npt.NDArray[Any], low: float = 0.1, high: float = 99.9) -> npt.NDArray[np.uint8]:
+def to_uint8(
+    gray: npt.NDArray[Any], low: float = LOW_PERCENTILE, high: float = HIGH_PERCENTILE
+) -> npt.NDArray[np.uint8]:
     """Percentile stretch of a plane (H, W) to 8 bit, for curation and overlays; a constant image becomes zeros."""
     return scale_to_uint8(gray, *limits(gray, low, high))
 

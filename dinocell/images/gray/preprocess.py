@@ -13,31 +13,29 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocell.core import log
-from dinocell.core.config import field
-from dinocell.core.errors import ConfigError, DataError
+from dinocell.core.config import Settings, field
+from dinocell.core.errors import DataError
 from dinocell.images.gray.clahe import apply_clahe
-from dinocell.images.gray.contrast import stretch
+from dinocell.images.gray.contrast import HIGH_PERCENTILE, LOW_PERCENTILE, stretch
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
+class PreprocessConfig(Settings):
     """Preprocessing of an image for the network."""
 
     clahe: bool = field(True, "contrast-limited adaptive histogram equalisation of the whole image (paper)")
-    clahe_clip: float = field(1.0, "CLAHE clip limit", "× the mean bin count")
-    clahe_tiles: int = field(8, "CLAHE tiles a side")
-    percentile_low: float = field(0.1, "percentile that becomes black before CLAHE", "%")
-    percentile_high: float = field(99.9, "percentile that becomes white before CLAHE", "%")
+    clahe_clip: float = field(1.0, "CLAHE clip limit", "× the mean bin count", above=0, advanced=True)
+    clahe_tiles: int = field(8, "CLAHE tiles per side", at_least=1, advanced=True)
+    percentile_low: float = field(
+        LOW_PERCENTILE, "percentile that becomes black before CLAHE", "%", at_least=0, at_most=100, advanced=True
+    )
+    percentile_high: float = field(
+        HIGH_PERCENTILE, "percentile that becomes white before CLAHE", "%", at_least=0, at_most=100, advanced=True
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.percentile_low < self.percentile_high <= 100:
-            raise ConfigError(
-                f"percentile_low: needs 0 ≤ low < high ≤ 100, got {self.percentile_low} and {self.percentile_high}"
-            )
-        if self.clahe_clip <= 0:
-            raise ConfigError(f"clahe_clip: must be above 0, got {self.clahe_clip}")
-        if self.clahe_tiles < 1:
-            raise ConfigError(f"clahe_tiles: must be at least 1, got {self.clahe_tiles}")
+        super().__post_init__()
+        self.check_order("percentile_low", "percentile_high")
 
 
 def preprocess_plane(gray: npt.NDArray[Any], config: PreprocessConfig | None = None) -> npt.NDArray[np.float32]:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dinocell.core import log
-from dinocell.core.config import field
-from dinocell.core.errors import ConfigError
+from dinocell.core.config import SettingError, Settings, field
 from dinocell.models.vit.attention import Backend, choose_backend, prepare_for_compile
 from dinocell.models.vit.block import NORM_EPS, Block
 from dinocell.models.weights.resize import fold_rgb_to_gray, interpolate_grid
@@ -39,37 +38,50 @@ GRAY_STD = 0.226
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(Settings):
     """Shape and regularisation of a backbone."""
 
-    arch: Arch = field("vit_base", "vit_tiny, vit_small, vit_base, vit_large or vit_giant2 (SwiGLU)")
-    patch_size: int = field(8, "side of a patch", unit="px")
-    image_size: int = field(512, "image side that the stored position grid covers; other sizes interpolate", unit="px")
-    in_channels: int = field(1, "1: gray in [0, 1], normalisation folded in; 3: ImageNet-normalised RGB")
-    registers: int = field(0, "register tokens (4 in DINOv2's reg4 weights)")
-    drop_path: float = field(0.0, "share of the images of a batch that skip each residual branch in training")
-    layerscale_init: float = field(1e-5, "initial LayerScale factor; overwritten by loaded weights")
-    interpolate_antialias: bool = field(False, "antialias when positions are interpolated (True for reg4 weights)")
-    interpolate_offset: float = field(0.1, "added to the target grid in interpolation (0.0 for reg4 weights)")
-    depth: int | None = field(None, "number of blocks, when not the architecture's own")
+    arch: Arch = field("vit_base", "size (vit_giant2: with SwiGLU)")
+    patch_size: int = field(8, "side of a patch", "px", at_least=1)
+    image_size: int = field(
+        512,
+        "image side that the stored position grid covers; other sizes interpolate",
+        "px",
+        at_least=1,
+        advanced=True,
+    )
+    in_channels: int = field(
+        1,
+        "1: gray in [0, 1], normalisation folded in; 3: ImageNet-normalised RGB",
+        one_of=(1, 3),
+        advanced=True,
+    )
+    registers: int = field(0, "register tokens (4 in DINOv2's reg4 weights)", at_least=0, advanced=True)
+    drop_path: float = field(
+        0.0, "share of the images of a batch that skip each residual branch in training", at_least=0, below=1
+    )
+    layerscale_init: float = field(
+        1e-5, "initial LayerScale factor; overwritten by loaded weights", at_least=0, advanced=True
+    )
+    interpolate_antialias: bool = field(
+        False, "antialias when positions are interpolated (True for reg4 weights)", advanced=True
+    )
+    interpolate_offset: float = field(
+        0.1, "added to the target grid in interpolation (0.0 for reg4 weights)", at_least=0, advanced=True
+    )
+    depth: int | None = field(
+        None, "number of blocks, when not the architecture's own", "blocks", at_least=1, advanced=True
+    )
 
     def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise ConfigError(f"arch: '{self.arch}' is unknown; choose one of {', '.join(ARCHITECTURES)}")
-        if self.patch_size < 1:
-            raise ConfigError(f"patch_size: {self.patch_size} px; it must be at least 1")
-        if self.image_size < self.patch_size or self.image_size % self.patch_size:
+        super().__post_init__()
+        if self.image_size % self.patch_size:
             below = max(self.image_size // self.patch_size, 1) * self.patch_size
-            raise ConfigError(
-                f"image_size: {self.image_size} px is not a multiple of patch_size {self.patch_size};"
-                f" use {below} or {below + self.patch_size}"
+            raise SettingError(
+                "image_size",
+                f"{self.image_size} px is not a multiple of patch_size={self.patch_size}; use {below} or "
+                f"{below + self.patch_size}",
             )
-        if self.in_channels not in (1, 3):
-            raise ConfigError(f"in_channels: {self.in_channels}; use 1 (gray) or 3 (RGB)")
-        if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"drop_path: {self.drop_path}; it must be in [0, 1)")
-        if self.registers < 0:
-            raise ConfigError(f"registers: {self.registers}; it must not be negative")
 
     @property
     def embed_dim(self) -> int:
