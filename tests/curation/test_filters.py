@@ -80,7 +80,7 @@ def test_defocus_is_low_focus_even_under_noise() -> None:
 
 
 def test_bad_limits_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"filters\.max_saturated"):
+    with pytest.raises(ConfigError, match=r"^max_saturated: must be between 0 and 1, got 2"):
         FilterConfig(max_saturated=2)
 
 

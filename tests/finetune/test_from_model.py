@@ -103,7 +103,7 @@ def test_a_finished_run_takes_the_views_of_a_second_call(model: Path, disks_data
 
 
 def test_an_impossible_number_of_views_is_named(disks_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"validate\.views: 3; choose one of 0, 1, 2, 4, 8"):
+    with pytest.raises(ConfigError, match=r"validate\.views: must be one of 0, 1, 2, 4, 8, got 3"):
         going_on("cells", disks_dataset, tmp_path, validate={"views": 3})
 
 

@@ -217,5 +217,5 @@ def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, 
 
 
 def test_batch_that_cannot_be_shared_is_refused(disks_dataset, tmp_path, recipe):
-    with pytest.raises(ConfigError, match=r"train.accumulate: 3 does not divide train.batch_size=4"):
+    with pytest.raises(ConfigError, match=r"train.accumulate: 3 does not divide batch_size=4"):
         recipe(disks_dataset, tmp_path / "run", train={"accumulate": 3})

@@ -6,7 +6,7 @@ import pytest
 from dinocell.core.config import from_dict
 from dinocell.core.errors import ConfigError, DataError
 from dinocell.datasets.labelled import DatasetInfo, LabelledItem
-from dinocell.finetune.config import DataConfig, FinetuneConfig
+from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.augment import brighten
 from dinocell.finetune.data.crops import CropDataset, labels_around
 from dinocell.finetune.data.image_store import ImageStore, PreparedImage, prepare, shape2, truth_weights
@@ -85,10 +85,17 @@ def test_weights_divide_the_share_of_a_dataset_among_its_images():
     assert [again(n) for n in range(60)] == [order(n) for n in range(60)]
 
 
-@pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, float("inf")]])
-def test_shares_that_do_not_fit_the_datasets_are_refused(shares):
-    with pytest.raises(ConfigError, match=r"data\.shares: .* for 2 datasets; give one number above 0 for each"):
-        DataConfig(root=("a", "b"), shares=tuple(shares))
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([1.0], "for 2 datasets; give one number above 0 for each"),
+        ([1.0, float("inf")], "for 2 datasets; give one number above 0 for each"),
+        ([1.0, 0.0], "every number must be above 0"),
+    ],
+)
+def test_shares_that_do_not_fit_the_datasets_are_refused(shares, message):
+    with pytest.raises(ConfigError, match=rf"data\.shares: .*{message}"):
+        config(data={"root": ["a", "b"], "shares": shares})
 
 
 def test_rare_dataset_is_not_starved_by_rounding():
@@ -273,7 +280,7 @@ def test_diameters_are_refused_where_labels_are_classes():
 
 
 def test_a_smallest_diameter_above_the_largest_is_refused():
-    with pytest.raises(ConfigError, match=r"data.min_diameter: 50 px is above data.max_diameter=40"):
+    with pytest.raises(ConfigError, match=r"data.min_diameter: must be at most max_diameter=40, got 50"):
         config(data={"min_diameter": 50, "max_diameter": 40})
 
 
