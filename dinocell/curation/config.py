@@ -87,9 +87,7 @@ class CurateConfig(Settings):
     )
     dataset: str = field("", "dataset column; empty takes the folder below the source")
     modality: str = field("", "modality column; empty guesses fluorescence (mostly dark) or transmitted")
-    max_gib: float = field(
-        8.0, "files that decode to more are refused unread", "GiB", above=0, resume="neutral"
-    )
+    max_gib: float = field(8.0, "files that decode to more are refused unread", "GiB", above=0, resume="neutral")
     workers: int = field(0, "processes; 0 takes every core; results do not depend on it", at_least=0, resume="neutral")
     shard_index: int = field(0, "part of the files that this job of an array takes, from 0", at_least=0, advanced=True)
     shard_count: int = field(1, "parts in the array; a last run with merge=true joins them", at_least=1, advanced=True)

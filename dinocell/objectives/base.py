@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dinocell.core import log
 from dinocell.core.config import Settings, field
-from dinocell.core.errors import ConfigError
 from dinocell.images.geometry.symmetry import Turn
 from dinocell.labels.cells import Cells
 

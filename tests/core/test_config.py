@@ -215,16 +215,28 @@ def outside(item: Field[Any]) -> float:
     return 1000.0
 
 
+def required(cls: type) -> list[str]:
+    return [f"{name}=x" for name, item in config.leaves(cls) if item.default == "???"]
+
+
 @pytest.mark.parametrize("cls", recipes(), ids=lambda cls: cls.__name__)
 def test_every_recipe_refuses_values_out_of_bounds_by_their_key(cls: type) -> None:
-    required = {n: "x" for n, f in config.leaves(cls) if f.default == "???" and f.default_factory is MISSING}
-    given = [f"{name}={value}" for name, value in required.items()]
+    given = required(cls)
     config.load(cls, None, given)
+    seen: set[str] = set()
     for name, item in config.leaves(cls):
         if not (item.metadata["bounds"] or item.metadata["one_of"]):
             continue
         bad: Any = outside(item)
         kind = type(item.default) if item.default not in (None, MISSING) else int
         bad = [bad, bad] if kind is tuple else [bad] if item.default is MISSING else int(bad) if kind is int else bad
-        with pytest.raises(ConfigError, match=rf"^{re.escape(name)}: .*must be"):
-            config.load(cls, None, [*given, f"{name}={bad}"])
+        group, _, last = name.rpartition(".")
+        owner: Any = cls
+        for part in filter(None, group.split(".")):
+            owner = get_type_hints(owner)[part]
+        with pytest.raises(ConfigError, match=rf"^{last}: .*must be"):
+            config.load(owner, None, [*required(owner), f"{last}={bad}"])
+        if group not in seen:  # the whole recipe takes long to make
+            seen.add(group)
+            with pytest.raises(ConfigError, match=rf"^{re.escape(name)}: .*must be"):
+                config.load(cls, None, [*given, f"{name}={bad}"])
