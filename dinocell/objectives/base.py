@@ -26,6 +26,8 @@ from dinocell.labels.cells import Cells
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
+FLOWS, DISTANCE, SEMANTIC = ("kind=flows",), ("kind=distance",), ("kind=semantic",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -70,34 +72,58 @@ class ObjectiveConfig(Settings):
 
     kind: Literal["flows", "distance", "semantic"] = field("flows", "what the decoder predicts")
     flow_scale: float = field(
-        1.0, "flows: the network predicts flows of this length (paper 1; authors' code 5)", above=0, advanced=True
+        1.0,
+        "the network predicts flows of this length (paper 1; authors' code 5)",
+        above=0,
+        advanced=True,
+        applies_to=FLOWS,
     )
     probability_loss: Literal["mse", "bce_with_logits"] = field(
-        "mse", "flows: mse = the map is a probability; bce_with_logits = the map is a logit"
+        "mse", "mse = the map is a probability; bce_with_logits = the map is a logit", applies_to=FLOWS
     )
     flow_variant: Literal["cellpose", "leak_free"] = field(
-        "cellpose", "flows: target gradient across touching cells (as Cellpose) or within each cell only", advanced=True
+        "cellpose",
+        "target gradient across touching cells (as Cellpose) or within each cell only",
+        advanced=True,
+        applies_to=FLOWS,
     )
-    threshold: float = field(0.5, "flows, semantic: pixels above this probability belong to cells", above=0, below=1)
+    threshold: float = field(
+        0.5,
+        "pixels above this probability belong to cells",
+        above=0,
+        below=1,
+        applies_to=(*FLOWS, *SEMANTIC),
+    )
     flow_error: float = field(
-        0.4, "flows: drop a cell whose mean squared difference from its own flow exceeds this; 0 = off", at_least=0
+        0.4,
+        "drop a cell whose mean squared difference from its own flow exceeds this; 0 = off",
+        at_least=0,
+        applies_to=FLOWS,
     )
     max_steps: int = field(
         200,
-        "flows: Euler steps, at the scale that the network sees; a pixel still on its way may take more",
+        "Euler steps, at the scale that the network sees; a pixel still on its way may take more",
         at_least=1,
         advanced=True,
+        applies_to=FLOWS,
     )
     max_size_fraction: float = field(
-        0.4, "flows: drop a cell larger than this part of the image, with a warning", above=0, at_most=1, advanced=True
+        0.4,
+        "drop a cell larger than this part of the image, with a warning",
+        above=0,
+        at_most=1,
+        advanced=True,
+        applies_to=FLOWS,
     )
     min_size: int = field(15, "drop cells smaller than this", "px", at_least=0)
-    marker_threshold: float = field(0.5, "distance: each region above it is the marker of one cell", above=0, below=1)
-    mask_threshold: float = field(0.05, "distance: pixels above it belong to cells", above=0, below=1)
-    classes: int = field(
-        2, "semantic: classes with background; 2 = cell or not, one map and BCE", at_least=2, at_most=256
+    marker_threshold: float = field(
+        0.5, "each region above it is the marker of one cell", above=0, below=1, applies_to=DISTANCE
     )
-    instances: Literal["components", "watershed"] = field("components", "semantic: how classes become cells")
+    mask_threshold: float = field(0.05, "pixels above it belong to cells", above=0, below=1, applies_to=DISTANCE)
+    classes: int = field(
+        2, "classes with background; 2 = cell or not, one map and BCE", at_least=2, at_most=256, applies_to=SEMANTIC
+    )
+    instances: Literal["components", "watershed"] = field("components", "how classes become cells", applies_to=SEMANTIC)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,11 +141,9 @@ class ObjectiveConfig(Settings):
 
     def with_values(self, values: Mapping[str, float]) -> ObjectiveConfig | None:
         """Return the settings with other values, or None where these exclude each other."""
-        if not values.get("mask_threshold", self.mask_threshold) < values.get(
-            "marker_threshold", self.marker_threshold
-        ):
-            return None
-        return replace(self, **values)  # type: ignore[arg-type]
+        mask = values.get("mask_threshold", self.mask_threshold)
+        marker = values.get("marker_threshold", self.marker_threshold)
+        return replace(self, **values) if mask < marker else None  # type: ignore[arg-type]
 
 
 class Objective(ABC):

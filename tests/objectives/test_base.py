@@ -183,6 +183,31 @@ def test_tuning_tries_settings_that_decoding_uses(objective: Objective, config: 
         assert len(set(found)) > 1, f"{name} changes nothing"
 
 
+class Recording(ObjectiveConfig):
+    """Settings that note which of them were read."""
+
+    def __getattribute__(self, name: str):
+        if name in ObjectiveConfig.__dataclass_fields__:
+            object.__getattribute__(self, "__dict__").setdefault("read", set()).add(name)
+        return object.__getattribute__(self, name)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_help_says_of_each_setting_which_kinds_read_it(kind: str, disks):
+    config = Recording(kind=kind)
+    objective = OBJECTIVES[kind](config)
+    config.__dict__["read"].clear()
+    target = objective.targets(disks(40, [(20, 20, 9)]))
+    objective.loss(*(torch.from_numpy(maps)[None] for maps in (target, target, np.ones((1, 40, 40), np.float32))))
+    objective.foreground(target)
+    objective.decode(target)
+    read = set(config.__dict__["read"])
+    if objective.class_count:
+        read.add("classes")  # read when the objective is made
+    fields = {item.name: item.metadata["applies_to"] for item in dataclasses.fields(ObjectiveConfig)}
+    assert read == {name for name, kinds in fields.items() if not kinds or f"kind={kind}" in kinds} - {"kind"}
+
+
 def test_settings_that_exclude_each_other_are_no_settings():
     config = ObjectiveConfig(kind="distance")
     assert config.with_values({"mask_threshold": 0.6}) is None
