@@ -223,8 +223,8 @@ def as_here(segmenter: Segmenter, file: Path, truth: NDArray[Any]) -> Timed:
     tiles = segmenter.place((truth.shape[0], truth.shape[1])).windows(segmenter.runner.overlap)
     arm(segmenter, truth, [(at.y, at.x) for at in tiles])
     plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
-    job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
-    [(_, maps)], seconds["network"] = clock(lambda: list(segmenter.predict([job])))
+    prepared, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
+    [(job, maps)], seconds["network"] = clock(lambda: list(segmenter.predict([prepared])))
     result, seconds["decode"] = clock(lambda: segmenter.finish(job, maps, options))
     return seconds, result.labels, len(tiles), lambda out: save_result(result, out, file.stem, LABELS) and None
 
@@ -240,8 +240,8 @@ def as_authors(segmenter: Segmenter, peer: str, file: Path, truth: NDArray[Any])
     ]
     arm(segmenter, truth, corners)
     plane, seconds["read"] = clock(lambda: loaded(next(iter_planes(open_image(file)))))
-    job, seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
-    z = torch.from_numpy(job.z).to(segmenter.runner.device)
+    (job, given), seconds["prepare"] = clock(lambda: segmenter.prepare(plane, options))
+    z = torch.from_numpy(given).to(segmenter.runner.device)
 
     def network() -> NDArray[np.float32]:
         total, weight = None, np.zeros(truth.shape, np.float32)

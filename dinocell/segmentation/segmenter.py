@@ -9,9 +9,10 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -37,7 +38,6 @@ from dinocell.predict.tokens import cell_embeddings
 from dinocell.predict.views import VIEWS
 from dinocell.predict.windows import OVERLAP
 from dinocell.segmentation.diameter import MOST_WINDOWS, Estimate, estimate_diameter, told_scale, training_diameters
-from dinocell.segmentation.job import Job
 from dinocell.segmentation.large_image import segment_large
 from dinocell.segmentation.notes import CONSTANT, Note, tell
 from dinocell.segmentation.options import SegmentKwargs, SegmentOptions
@@ -46,6 +46,35 @@ from dinocell.segmentation.result import SegmentationResult
 LARGE_PIXELS = 64 * 2**20
 
 Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A plane in the network: what decoding needs to know of it, without the network's input.
+
+    Attributes:
+        plane: the plane to segment.
+        placement: how it meets the network.
+        invalid: (H, W), pixels without a value, where no cells are reported; None if there are none.
+        notes: what the user should know so far.
+        kept: the network's input, where the embeddings need it again.
+    """
+
+    plane: InputPlane
+    placement: Placement
+    invalid: NDArray[np.bool_] | None
+    notes: tuple[Note, ...]
+    kept: Float32 | None = None
+
+
+class Prepared(NamedTuple):
+    """A job and the network's input (h, w), None where there is nothing to predict.
+
+    The input belongs to whoever takes it from here, so that it is freed as soon as its windows have run.
+    """
+
+    job: Job
+    z: Float32 | None
 
 
 class Segmenter:
@@ -170,8 +199,8 @@ class Segmenter:
                     _tell(result.plane, result.notes)
                     yield result
                 continue
-            jobs = (self.prepare(plane, options) for plane in group)
-            for job, maps in self.predict(jobs):
+            prepared = (self.prepare(plane, options) for plane in group)
+            for job, maps in self.predict(prepared):
                 _tell(job.plane, job.notes)
                 yield self.finish(job, maps, options)
 
@@ -213,7 +242,7 @@ class Segmenter:
             result = dataclasses.replace(result, embeddings=embeddings)
         return result
 
-    def prepare(self, plane: Plane, options: SegmentOptions) -> Job:
+    def prepare(self, plane: Plane, options: SegmentOptions) -> Prepared:
         """Preprocess a plane; thread-safe."""
         plane = self._sized(loaded(plane), options)
         gray: NDArray[Any] = plane.gray
@@ -227,14 +256,16 @@ class Segmenter:
         finite = gray if invalid is None else gray[~invalid]
         if finite.size == 0 or finite.min() == finite.max():
             notes.append(CONSTANT)
-            return Job(plane=plane, placement=self.place(plane.size), z=None, invalid=invalid, notes=notes)
+            return Prepared(
+                Job(plane=plane, placement=self.place(plane.size), invalid=invalid, notes=tuple(notes)), None
+            )
         z: NDArray[Any] = preprocess_plane(gray, self.preprocess)
         scale, said = self._scale_of(WholePicture(z), options)
         notes += said
         place = self.place(plane.size, scale)
         z = place.image(z)
         kept = z if options.embeddings else None
-        return Job(plane=plane, placement=place, z=z, invalid=invalid, notes=notes, kept=kept)
+        return Prepared(Job(plane=plane, placement=place, invalid=invalid, notes=tuple(notes), kept=kept), z)
 
     def _sized(self, plane: InputPlane, options: SegmentOptions) -> InputPlane:
         """The plane with the pixel size that the user gave, if any."""
@@ -284,15 +315,14 @@ class Segmenter:
             f" {self.runner.views} views" if self.runner.views > 1 else ""
         )
 
-    def predict(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Float32 | None]]:
+    def predict(self, prepared: Iterable[Prepared]) -> Iterator[tuple[Job, Float32 | None]]:
         """Run the network; (job, maps (K, h, w)) in the order given, maps None for jobs without a frame."""
         order: deque[tuple[Job, bool]] = deque()
 
         def frames() -> Iterator[tuple[Job, Float32]]:
-            for job in jobs:
-                order.append((job, job.z is not None))
-                if job.z is not None:
-                    z, job.z = job.z, None  # the stream owns it from here: freed as soon as its windows have run
+            for job, z in prepared:
+                order.append((job, z is not None))
+                if z is not None:
                     yield job, z
 
         def without_frame() -> Iterator[tuple[Job, None]]:
@@ -325,7 +355,7 @@ class Segmenter:
             maps=maps,
             objective=objective,
             plane=job.plane,
-            notes=tuple(job.notes),
+            notes=job.notes,
             embeddings=embeddings,
         )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +9,11 @@ import numpy as np
 
 from dinocell.core import log
 from dinocell.core.errors import DataError
-from dinocell.core.files import atomic_write_bytes
 from dinocell.labels.files import read_labels
+from dinocell.segmentation.outputs.labels import TIFF
+from dinocell.segmentation.outputs.save import output_paths
+from dinocell.segmentation.summary import SUMMARY_NAME, Row, read_rows, write_rows
 
-SUMMARY_NAME = "summary.csv"
 FOLDER = ".shards"
 
 
@@ -23,7 +22,7 @@ class Shard:
     """One task's share of the files: every `count`-th from `index` on.
 
     `since` (seconds since 1970) is when the array began: results written later are this array's own and stay when a
-    task starts again; older ones come from other settings or another model and are made anew.
+    task is started again; older ones come from other settings or another model and are made again.
     """
 
     index: int
@@ -48,15 +47,9 @@ def merge_shards(out: Path, count: int) -> int:
     missing = [str(index) for index, part in enumerate(parts) if not part.is_file()]
     if missing:
         raise DataError(f"{str(out)!r}: task(s) {', '.join(missing)} of {count} have not finished; submit them again")
-    rows = sorted((row for part in parts for row in _rows(part)), key=lambda row: row["image"])
-    for row in rows:
-        if row["status"] == "skipped":  # made before its task was started again, which lost the count
-            _count_again(row, out)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["image", "plane", "stem", "status", "cells", "note"])
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write_bytes(out / SUMMARY_NAME, text.getvalue().encode())
+    rows = [_counted(row, out) for part in parts for row in read_rows(part)]
+    rows.sort(key=lambda row: row["image"])
+    write_rows(out / SUMMARY_NAME, rows)
     for part in parts:
         part.unlink()
     failed = [row for row in rows if row["status"] == "failed"]
@@ -66,12 +59,9 @@ def merge_shards(out: Path, count: int) -> int:
     return len(failed)
 
 
-def _rows(part: Path) -> list[dict[str, str]]:
-    with part.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _count_again(row: dict[str, str], out: Path) -> None:
-    labels = out / f"{row['stem']}_labels.tif"
-    if labels.is_file():
-        row["status"], row["cells"] = "done", str(np.count_nonzero(np.unique(read_labels(labels))))
+def _counted(row: Row, out: Path) -> Row:
+    """The row with the cells of a plane that was made before its task was started again, which lost their number."""
+    [labels] = output_paths(out, row["stem"], (TIFF,))
+    if row["status"] != "skipped" or not labels.is_file():
+        return row
+    return {**row, "status": "done", "cells": str(np.count_nonzero(np.unique(read_labels(labels))))}

@@ -128,11 +128,11 @@ def test_training_and_segmentation_see_the_same_array(size: tuple[int, int], fit
     settings: dict[str, Any] = {"crop_size": 512, "input_size": 512, "fit": fit, "objective": objective}
     trained = ImageStore([item], from_dict(FinetuneConfig, settings), print).get(0)
     segmenter = Segmenter(Pointwise(), {"crop_size": 512, "fit": fit, "objective": objective}, device="cpu")
-    job = segmenter.prepare(next(iter_planes(open_image(image))), SegmentOptions())
-    assert trained is not None and job.z is not None
-    np.testing.assert_array_equal(trained.image, job.z)
+    job, z = segmenter.prepare(next(iter_planes(open_image(image))), SegmentOptions())
+    assert trained is not None and z is not None
+    np.testing.assert_array_equal(trained.image, z)
     assert trained.placement == job.placement
     if size == (40, 200):
         shown = {"tile": (320, 1600), "resize": (512, 512), "pad": (102, 512)}[fit]
         assert job.placement.shown == shown and job.placement.frame == (512, max(512, shown[1]))
-    assert job.placement.undo(np.stack([job.z])).shape == (1, *size)
+    assert job.placement.undo(np.stack([z])).shape == (1, *size)

@@ -19,9 +19,9 @@ from dinocell.images import planes
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.planes import open_image
 from dinocell.labels.files import read_labels
-from dinocell.segmentation import RunSummary, Segmenter, Shard, folder, merge_shards, naming, run
-from dinocell.segmentation.folder import SUMMARY_NAME
+from dinocell.segmentation import RunSummary, Segmenter, Shard, merge_shards, naming, pipeline, run
 from dinocell.segmentation.outputs.save import save_result
+from dinocell.segmentation.summary import SUMMARY_NAME
 
 Make = Callable[..., Any]
 
@@ -139,20 +139,20 @@ def test_stacks_give_one_result_a_plane(tmp_path: Path, segmenter: Segmenter) ->
     tifffile.imwrite(tmp_path / "movie.tif", stack, imagej=True, metadata={"axes": "TYX"})
     write(tmp_path / "single.png", squares(2))
     summary = run([tmp_path / "movie.tif", tmp_path / "single.png"], tmp_path / "out", segmenter)
-    assert [(outcome.plane, outcome.cells) for outcome in summary.outcomes] == [
+    assert [(outcome.target.plane, outcome.cells) for outcome in summary.outcomes] == [
         ("t000", 1), ("t001", 0), ("t002", 3), ("", 2)
     ]  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "out").glob("*.tif"))
     assert names == ["movie_t000_labels.tif", "movie_t001_labels.tif", "movie_t002_labels.tif", "single_labels.tif"]
     given = run([tmp_path / "movie.tif"], tmp_path / "z", segmenter, axes="ZYX")
-    assert [outcome.plane for outcome in given.outcomes] == ["z000", "z001", "z002"]
+    assert [outcome.target.plane for outcome in given.outcomes] == ["z000", "z001", "z002"]
 
 
 def test_a_channel_that_some_images_lack_fails_those_only(tmp_path: Path, segmenter: Segmenter) -> None:
     tifffile.imwrite(tmp_path / "two.tif", np.stack([squares(1), squares(4)]), imagej=True, metadata={"axes": "CYX"})
     write(tmp_path / "one.png", squares(2))
     summary = run([tmp_path / "two.tif", tmp_path / "one.png"], tmp_path / "out", segmenter, channel=1)
-    status = {outcome.file.name: outcome.status for outcome in summary.outcomes}
+    status = {outcome.target.file.name: outcome.status for outcome in summary.outcomes}
     assert status == {"one.png": "failed", "two.tif": "done"}
     assert summary.cells == 4 and "no 1; the image has 0 = gray" in summary.failed[0].reason
 
@@ -229,8 +229,8 @@ def test_reading_network_and_writing_overlap(tmp_path: Path, monkeypatch: pytest
         made_in.append(threading.current_thread().name)
         return to_gray(*rest)
 
-    monkeypatch.setattr(folder, "open_image", opened)
-    monkeypatch.setattr(folder, "save_result", saved)
+    monkeypatch.setattr(pipeline, "open_image", opened)
+    monkeypatch.setattr(pipeline, "save_result", saved)
     monkeypatch.setattr(planes, "to_gray", gray)
     configuration = {"crop_size": 96, "objective": {"kind": "semantic"}}
     segmenter = Segmenter(Waiting(), configuration, device="cpu", precision="float32", batch_size=1)
@@ -261,7 +261,7 @@ def test_large_images_in_a_folder(tmp_path: Path, segmenter: Segmenter, monkeypa
     segmenter.large_pixels = 10_000
     monkeypatch.setattr("dinocell.labels.files.STREAM_BYTES", 1000)
     monkeypatch.setattr("dinocell.segmentation.outputs.figures.FIGURE_PIXELS", 5000)
-    monkeypatch.setattr("dinocell.segmentation.folder.AHEAD_BYTES", 10)
+    monkeypatch.setattr("dinocell.segmentation.pipeline.AHEAD_BYTES", 10)
     large = run([tmp_path / "in"], tmp_path / "large", segmenter, save=("labels", "csv", "overlay"))
     assert small.count("done") == large.count("done") == 3 and small.cells == large.cells == 6
     for index in range(3):

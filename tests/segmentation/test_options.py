@@ -10,7 +10,7 @@ import pytest
 import dinocell
 from dinocell import segmentation
 from dinocell.cli.app import run_app
-from dinocell.cluster import stages
+from dinocell.cli.stages import STAGES
 from dinocell.core.errors import ConfigError
 from dinocell.napari.task import chosen_options
 from dinocell.segmentation import Segmenter, SegmentOptions
@@ -110,7 +110,8 @@ def by_command(arguments: list[str]) -> None:
 
 
 def by_job(arguments: list[str]) -> None:
-    stages.run("segment", arguments)
+    stage = STAGES["segment"]
+    stage.run(stage.parse(arguments))
 
 
 @pytest.mark.parametrize("start", [by_command, by_job])
