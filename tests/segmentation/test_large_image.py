@@ -1,4 +1,4 @@
-"""Bounded memory changes nothing: streamed input, streamed maps and block decoding equal the whole image's."""
+"""Bounded memory changes nothing: large images have the cells of small ones, decoded block by block."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,65 +12,12 @@ from torch import nn
 
 from dinocell.core.errors import DataError
 from dinocell.datasets.synthetic.sample import make_image
-from dinocell.images.gray import streamed
-from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
-from dinocell.images.gray.streamed import StreamedInput
 from dinocell.images.mapped import release, scratch_array
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.blocks import decode_blocks
-from dinocell.predict.runner import Runner
 from dinocell.segmentation import Segmenter, large_image, segment
 
 Make = Callable[..., Any]
-
-
-class Local(nn.Module):
-    """A small random convolutional network with the three maps of the flows objective."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Conv2d(1, 8, 5, padding=2), nn.Tanh(), nn.Conv2d(8, 3, 3, padding=1))
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        maps: torch.Tensor = self.layers(z)
-        return maps
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
-@pytest.mark.parametrize("clahe", [True, False])
-@pytest.mark.parametrize("size", [(150, 201), (9, 64)])
-def test_streamed_preprocessing_equals_the_whole_image(
-    dtype: type, clahe: bool, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streamed, "STEP", 37)
-    random = np.random.default_rng(0)
-    gray = (random.gamma(2.0, 20.0, size) + np.linspace(0, 50, size[1])).astype(dtype)
-    config = PreprocessConfig(clahe=clahe)
-    source, whole = StreamedInput(gray, config), preprocess_plane(gray, config)
-    for rows, columns in ((slice(0, size[0]), slice(0, size[1])), (slice(3, 8), slice(20, 61))):
-        np.testing.assert_allclose(source.region(rows, columns), whole[rows, columns], atol=2e-5)
-
-
-def test_streamed_preprocessing_of_constant_and_nan_images() -> None:
-    assert StreamedInput(np.full((40, 50), 3, np.uint16), PreprocessConfig()).constant
-    gray = np.random.default_rng(0).normal(size=(60, 70)).astype(np.float32)
-    gray[5:9, 5:9] = np.nan
-    source = StreamedInput(gray, PreprocessConfig())
-    whole = source.region(slice(0, 60), slice(0, 70))
-    np.testing.assert_allclose(whole, preprocess_plane(gray), atol=2e-5)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (150, 211), (211, 70)])
-@pytest.mark.parametrize("overlap", [0, 16, 40])
-def test_streamed_maps_equal_whole_image_maps_bit_for_bit(size: tuple[int, int], overlap: int) -> None:
-    gray = np.random.default_rng(0).integers(0, 255, size).astype(np.uint8)
-    source, model = StreamedInput(gray, PreprocessConfig()), Local()
-    z = source.region(slice(0, size[0]), slice(0, size[1]))
-    runner = Runner(network=model, window=64, overlap=overlap)
-    finished, maps = list(runner.large(source, channels=3))[-1]
-    assert finished == size[0]
-    np.testing.assert_array_equal(maps, runner.maps(z))
 
 
 @lru_cache
