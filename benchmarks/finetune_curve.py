@@ -72,7 +72,7 @@ def main() -> None:
     """Run what is not finished yet, shortest trainings first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="finetune/configs/vitt8_cpu.yaml")
-    parser.add_argument("--data", nargs="+", required=True, help="data sets with train and test splits")
+    parser.add_argument("--data", nargs="+", required=True, help="datasets with train and test splits")
     parser.add_argument("--steps", nargs="+", type=int, required=True, help="training lengths")
     parser.add_argument("--init", nargs="+", default=["random"], help="random, or NAME=BACKBONE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -107,7 +107,7 @@ def split_start(text: str) -> tuple[str, str]:
 def train_and_score(
     cell: Cell, recipe: str, data: Sequence[str], out: Path, overrides: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Train one cell (or continue, or find it finished) and score it on every test split: one row a data set."""
+    """Train one cell (or continue, or find it finished) and score it on every test split: one row a dataset."""
     done = out / cell.name / "cell.json"
     if done.is_file():
         return list(json.loads(done.read_text(encoding="utf-8")))
@@ -180,7 +180,7 @@ def write_results(rows: Sequence[dict[str, Any]], out: Path, recipe: str, overri
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One table a data set: pooled scores with macro means in brackets, means over the seeds."""
+    """One table a dataset: pooled scores with macro means in brackets, means over the seeds."""
     lines: list[str] = []
     for dataset in unique(row["dataset"] for row in rows):
         members = [row for row in rows if row["dataset"] == dataset]
@@ -197,7 +197,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
-    """A row of charts for each data set, a column for each score; one line a start, dots for the seeds."""
+    """A row of charts for each dataset, a column for each score; one line a start, dots for the seeds."""
     datasets = unique(row["dataset"] for row in rows)
     starts = unique(row["start"] for row in rows if row["start"] != BASELINE)
     figure = Figure(figsize=(3.1 * len(SHOWN), 2.7 * len(datasets)), layout="constrained")

@@ -10,11 +10,11 @@ sections `Network and run` and `Scores on the test splits` and the table `| labe
 card are kept: write there what was trained before (stage 1, hours, earlier runs) and where the model fails. The card
 is the one of --card, else the one that lies in OUT, else a new one. Nothing is put into OUT before all is done.
 
-What the run does not know of a data set (its modality, licence, source: there was no dataset.yaml) is taken from the
+What the run does not know of a dataset (its modality, licence, source: there was no dataset.yaml) is taken from the
 model folder --like, by default the one in OUT; what is unknown there too is warned of.
 
 Scoring is kept in WORK by the weights' checksum: run it again after changing words, or after a kill.
-A data set of --test that the model was not trained on is listed apart.
+A dataset of --test that the model was not trained on is listed apart.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SCORES_NOTE = (
     "Never trained or tuned on; `benchmarks/package_model.py`, the stored weights as `dinocell segment` uses them "
     "without options. Otsu's threshold with a watershed beside it."
 )
-MACRO_IS = "mean over data sets of the mean over images"
+MACRO_IS = "mean over datasets of the mean over images"
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="run folder of fine-tuning, or its model folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the packaged model; it is replaced")
     parser.add_argument("--licence", required=True, help="of the weights, an SPDX name")
-    parser.add_argument("--test", nargs="+", required=True, help="data sets whose test splits are scored")
+    parser.add_argument("--test", nargs="+", required=True, help="datasets whose test splits are scored")
     parser.add_argument("--like", type=Path, help="model folder that knows the data's licences; default: OUT")
     parser.add_argument("--card", type=Path, help="Markdown file with the words of the card")
     parser.add_argument("--work", type=Path, default=Path("runs/package"), help="scores and label images stay here")
@@ -125,7 +125,7 @@ def with_sources(meta: dict[str, Any], like: Path) -> dict[str, Any]:
 
 
 def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[str, Any]]:
-    """Name of the data set, and of the model and of Otsu + watershed: kind → score → value; images; their difference.
+    """Name of the dataset, and of the model and of Otsu + watershed: kind → score → value; images; their difference.
 
     Raises:
         DataError: an image could not be segmented, so the scores would be of others.
@@ -157,7 +157,7 @@ def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[s
 
 
 def described(meta: dict[str, Any], found: dict[str, dict[str, Any]], model: Path, licence: str) -> dict[str, Any]:
-    """config.json with `test` and `licence`. The means are over the data sets the model was trained on."""
+    """config.json with `test` and `licence`. The means are over the datasets the model was trained on."""
     trained = [entry["name"] for entry in meta.get("training", {}).get("datasets", [])]
     known = [name for name in found if name in trained] or list(found)
 
@@ -261,7 +261,7 @@ def score_section(meta: dict[str, Any], found: dict[str, dict[str, Any]]) -> str
     for kind, words in KINDS.items():
         what = "each image counts the same" if kind == "macro" else "each cell counts the same"
         lines += [f"{words.capitalize()} ({what}):", ""]
-        lines += [f"| data set | images | {' | '.join(SHOWN)} | Otsu: MMA | Otsu: AP50 |", "|---" * 8 + "|"]
+        lines += [f"| dataset | images | {' | '.join(SHOWN)} | Otsu: MMA | Otsu: AP50 |", "|---" * 8 + "|"]
         for name, entry in found.items():
             mine, otsu = entry["model"][kind], entry["otsu"][kind]
             shown = [number(mine[key]) for key in SHOWN] + [number(otsu[key]) for key in ("MMA", "AP50")]

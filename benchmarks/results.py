@@ -10,7 +10,7 @@ with --minutes; the same command goes on, in the middle of a training of ours, a
 docs/figures from what is finished. `--part peers` or `--part ablation` trains only these; with `--part write` nothing
 is trained. Cells made with another recipe, other steps, seconds, threads or images are kept apart.
 
-Peers are trained on each data set alone for --seconds, and so is our network; the ablation is trained on all data sets
+Peers are trained on each dataset alone for --seconds, and so is our network; the ablation is trained on all datasets
 together for --steps, and again with the settings of each --variant. Label subsets are nested (5 % within 25 % within
 100 %), chosen by seed, at least one image. Equal seconds are wall clock: nothing else should run on these cores. On one
 core: `taskset -c 0 … --threads 1`.
@@ -110,7 +110,7 @@ class Stopped(Exception):
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command line; what argparse does not know are key=value settings of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, help="data sets with train and test splits")
+    parser.add_argument("--data", nargs="+", required=True, help="datasets with train and test splits")
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished parts")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where results.md and figures/ go")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=["peers", "ablation"])
@@ -124,7 +124,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each training of the ablation")
     parser.add_argument("--config", default="finetune/configs/vitt8_cpu.yaml")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--images", type=int, default=0, help="test images a data set in the ablation; 0 = all")
+    parser.add_argument("--images", type=int, default=0, help="test images a dataset in the ablation; 0 = all")
     parser.add_argument(
         "--scale",
         choices=SCALES,
@@ -175,7 +175,7 @@ def content(weights: str | Path) -> str:
 
 
 def peer_tasks(given: argparse.Namespace, overrides: list[str], starts: dict[str, str]) -> Iterator[Task]:
-    """Otsu, the peers and our network on each data set alone; finished models on all of them."""
+    """Otsu, the peers and our network on each dataset alone; finished models on all of them."""
     recipe = chosen_settings(load_config(FinetuneConfig, given.config, overrides))
     pythons = dict(text.partition("=")[::2] for text in given.peer)
     unknown = [name for name in pythons if name not in PEERS]
@@ -239,7 +239,7 @@ def train_peer(
 def ours_in_seconds(
     given: argparse.Namespace, overrides: list[str], root: str, start: str, weights: str, seed: int, cell: str
 ) -> list[Result]:
-    """Our network on one data set for `--seconds`, validations included; scored as it comes."""
+    """Our network on one dataset for `--seconds`, validations included; scored as it comes."""
     budget = [f"train.minutes={given.seconds / 60}", "train.steps=1000000", "validate.times=4"]
     folder = train(given, overrides, [root], weights, seed, given.out / "runs" / cell, budget)
     seconds = read_metrics(folder / "metrics.jsonl", "train")[-1]["seconds"]
@@ -318,7 +318,7 @@ def one_ablation(
     *,
     part: str,
 ) -> list[Result]:
-    """One training on a share of the labels of all data sets, scored on each test split."""
+    """One training on a share of the labels of all datasets, scored on each test split."""
     roots = write_subset(given.data, fraction, seed, given.out / "subsets" / f"seed{seed}_{fraction:g}pc")
     budget = [f"train.steps={given.steps}", "train.minutes=0"]
     folder = train(given, overrides, roots, weights, seed, given.out / "runs" / cell, budget)
@@ -342,7 +342,7 @@ def one_ablation(
 
 
 def dataset_name(root: str | Path) -> str:
-    """What dataset.yaml calls the data set, which is how the log names its validations."""
+    """What dataset.yaml calls the dataset, which is how the log names its validations."""
     from dinocell.datasets.labelled import read_info
 
     return read_info(Path(root)).name

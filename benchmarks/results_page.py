@@ -89,21 +89,21 @@ INTRODUCTION = (
     "Scores are MMA, SEG, DET and AP50 ([metrics.md](metrics.md)) on test splits that no method was trained on; "
     "when DINOCell's estimate of scale was last changed, its failures on some of them had been seen (README). "
     "Brackets hold 95 % bootstrap intervals over the images, and over the trainings where there are several; a "
-    "data set of fewer than 5 test images gets no verdict. `pooled` sums the counts of all images, so large images "
+    "dataset of fewer than 5 test images gets no verdict. `pooled` sums the counts of all images, so large images "
     "with many cells weigh most; `macro` is the mean of the images' scores. All words and figures below are computed "
     "from the finished trainings by the command at the end."
 )
 PEERS_NOTE = (
-    "Each method is trained on the train split of one data set alone, from random weights unless the row says "
+    "Each method is trained on the train split of one dataset alone, from random weights unless the row says "
     "otherwise, on this machine and for the same seconds of wall clock; its thresholds are chosen on the val split. A "
-    "finished model (`model`) was trained elsewhere, on more images and for longer. Seconds an image are those of "
+    "finished model (`model`) was trained elsewhere, on more images and for longer. Seconds per image are those of "
     "segmenting the test images one after the other (ours read the file within them). Ours compute in bfloat16 where "
     "the machine is fast at it, the peers in float32. A few minutes tell who learns fast, not who is best in the end: "
     "a score of 0 means that nothing had been learnt by then."
 )
 ABLATION_NOTE = (
     "The same network and recipe from different starting weights, trained for {steps} steps on {shares} % of the "
-    "labels of all data sets together; the subsets are nested, and a subset's val images choose model and thresholds. "
+    "labels of all datasets together; the subsets are nested, and a subset's val images choose model and thresholds. "
     "{scale} Differences are paired over images and seeds. In words, by pooled MMA:"
 )
 SCALE_NOTES = {
@@ -116,7 +116,7 @@ CURVE_NOTE = (
     "MMA on the val split during training with the largest share of the labels: lines are means, dots single seeds."
 )
 PCA_NOTE = (
-    "The first three principal components of the patch features, as colours, fitted to each picture: a column is the "
+    "The first three principal components of the patch features, as colours, fitted to each image: a column is the "
     "part with most cells of one test image, a row a stage: starting weights, then fine-tuned with the largest share "
     "of the labels, seed {seed}."
 )
@@ -146,7 +146,7 @@ def _how(given: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
 
 
 HOW_NOTE = (
-    "It goes on where it was stopped. `DATA` is the folder of the data sets, `ENV` that of the peers' environments "
+    "It resumes where it was stopped. `DATA` is the folder of the datasets, `ENV` that of the peers' environments "
     "([benchmarks/peers/README.md](../benchmarks/peers/README.md)); a backbone for `--start` comes from "
     "`ssl/train.py` and `ssl/export_backbone.py`, its crops from `dinocell curate`, for instance as in the card of "
     "[`cells`](../dinocell/models/packaged/cells/README.md)."

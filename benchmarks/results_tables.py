@@ -38,7 +38,7 @@ def signed(interval: Interval) -> str:
 
 
 def heading(dataset: str, results: Sequence[Result]) -> str:
-    """The data set and how many test images it has."""
+    """The dataset and how many test images it has."""
     count = len(results[0].images)
     return f"**{dataset}**, {count} test image{'s' if count > 1 else ''}"
 
@@ -70,7 +70,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
 
 
 def peer_tables(results: Sequence[Result]) -> list[str]:
-    """For each data set the methods with their pooled and macro scores, seconds and versions."""
+    """For each dataset the methods with their pooled and macro scores, seconds and versions."""
     lines: list[str] = []
     for dataset in unique(r.dataset for r in results):
         here = [r for r in results if r.dataset == dataset]
@@ -83,13 +83,13 @@ def peer_tables(results: Sequence[Result]) -> list[str]:
                 rows.append([method, *(cell(intervals[name]) for name in SHOWN)])
             lines += table(rows, [f"{kind} scores", *SHOWN])
         rows = [peer_facts([r for r in here if r.method == m]) for m in unique(r.method for r in here)]
-        lines += table(rows, ["method", "trained for, s", "s an image", "runs", "version"])
+        lines += table(rows, ["method", "trained for, s", "s per image", "runs", "version"])
         lines += peer_words(here)
     return lines
 
 
 def peer_summary(results: Sequence[Result]) -> list[str]:
-    """One table of all methods and data sets: pooled MMA, and the mean of the seconds an image."""
+    """One table of all methods and datasets: pooled MMA, and the mean of the seconds per image."""
     datasets = unique(r.dataset for r in results)
     rows = []
     for method in unique(r.method for r in results):
@@ -101,11 +101,11 @@ def peer_summary(results: Sequence[Result]) -> list[str]:
         values = {name: f"{entry[SHOWN[0]].value:.3f}" for name, entry in zip(names, found, strict=True)}
         speed = np.mean([r.facts["seconds_per_image"] for r in mine])
         rows.append([method, *(values.get(name, "") for name in datasets), f"{speed:.2f}"])
-    return table(rows, [f"{SHOWN[0]}, pooled", *datasets, "s an image"])
+    return table(rows, [f"{SHOWN[0]}, pooled", *datasets, "s per image"])
 
 
 def peer_facts(results: Sequence[Result]) -> list[str]:
-    """Method, seconds of training, seconds an image, number of trainings, version."""
+    """Method, seconds of training, seconds per image, number of trainings, version."""
     facts = [r.facts for r in results]
     trained = np.mean([f["train_seconds"] for f in facts]) if "train_seconds" in facts[0] else None
     speed = np.mean([f["seconds_per_image"] for f in facts])
@@ -114,7 +114,7 @@ def peer_facts(results: Sequence[Result]) -> list[str]:
 
 
 def ablation_tables(results: Sequence[Result], baseline: str = "random") -> list[str]:
-    """For each data set: scores by start and share of the labels, then differences from the baseline start."""
+    """For each dataset: scores by start and share of the labels, then differences from the baseline start."""
     lines: list[str] = []
     for dataset in unique(r.dataset for r in results):
         here = [r for r in results if r.dataset == dataset]
@@ -136,7 +136,7 @@ def ablation_tables(results: Sequence[Result], baseline: str = "random") -> list
 
 
 def differences(results: Sequence[Result], baseline: str) -> dict[tuple[float, str], dict[str, Interval]]:
-    """(Share of the labels, start) → pooled score → start − baseline, paired over images and seeds; of one data set."""
+    """(Share of the labels, start) → pooled score → start − baseline, paired over images and seeds; of one dataset."""
     found = {}
     for fraction in sorted(unique(r.fraction for r in results)):
         same = [r for r in results if r.fraction == fraction]
@@ -198,7 +198,7 @@ def _label_words(results: Sequence[Result]) -> list[str]:
         mine = [[r for r in results if (r.fraction, r.dataset) == (fraction, name)] for name in names]
         means.append(np.mean([score_intervals(runs(same))["pooled"][SHOWN[0]].value for same in mine if same]))
     shown = ", ".join(f"{mean:.3f} with {fraction:g} %" for mean, fraction in zip(means, fractions, strict=True))
-    line = f"- `{results[0].method}` by labels (mean of the data sets): {shown}."
+    line = f"- `{results[0].method}` by labels (mean of the datasets): {shown}."
     if means[-1] <= means[0]:
         line += " More labels bring nothing in so few steps: whether a start saves labels cannot be seen here."
     return [line]
@@ -207,19 +207,19 @@ def _label_words(results: Sequence[Result]) -> list[str]:
 def _verdict_words(start: str, baseline: str, changes: dict[tuple[str, float], Interval]) -> list[str]:
     """How often better, worse or neither; the mean change by share of the labels; then every case by name."""
     if not changes:
-        return [f"- `{start}` against `{baseline}`: no data set has {FEW_IMAGES} test images, nothing can be said."]
+        return [f"- `{start}` against `{baseline}`: no dataset has {FEW_IMAGES} test images, nothing can be said."]
     groups: dict[str, list[str]] = {word: [] for word in VERDICTS}
     for (name, fraction), change in changes.items():
         groups[verdict(change, FEW_IMAGES)].append(f"{name} with {fraction:g} % of the labels ({signed(change)})")
     counts = ", ".join(f"{word} in {len(cases)}" for word, cases in groups.items())
-    compared = f"{len(changes)} comparisons (data set × share of the labels)"
+    compared = f"{len(changes)} comparisons (dataset × share of the labels)"
     by_chance = f"By chance alone about {0.05 * len(changes):.1f} of them would be better or worse."
     lines = [f"- `{start}` against `{baseline}`, {compared}: {counts}. {by_chance}"]
     means = []
     for fraction in sorted({fraction for _, fraction in changes}):
         mean = np.mean([change.value for (_, f), change in changes.items() if f == fraction])
         means.append(f"{mean:+.3f} with {fraction:g} %".replace("-", "−"))
-    lines.append(f"- Mean change over these data sets: {', '.join(means)} of the labels.")
+    lines.append(f"- Mean change over these datasets: {', '.join(means)} of the labels.")
     return lines + [f"- {word.capitalize()}: {'; '.join(cases)}." for word, cases in groups.items() if cases]
 
 
@@ -234,11 +234,11 @@ def _pace_words(results: Sequence[Result], start: str, baseline: str) -> list[st
     if not gaps:
         return []
     looks = ", ".join(f"{np.mean(gaps[step]):+.3f} at step {step}".replace("-", "−") for step in sorted(gaps))
-    return [f"- During training, `{start}` − `{baseline}` on the val split (mean of data sets and seeds): {looks}."]
+    return [f"- During training, `{start}` − `{baseline}` on the val split (mean of datasets and seeds): {looks}."]
 
 
 def peer_words(results: Sequence[Result]) -> list[str]:
-    """Each of our rows of one data set against the best of the others, by pooled MMA, paired over the images."""
+    """Each of our rows of one dataset against the best of the others, by pooled MMA, paired over the images."""
     ours = unique(r.method for r in results if r.method.startswith("DINOCell"))
     values = {
         name: score_intervals(runs([r for r in results if r.method == name]))["pooled"][SHOWN[0]].value
@@ -261,7 +261,7 @@ def peer_words(results: Sequence[Result]) -> list[str]:
 
 
 def draw_labels(results: Sequence[Result]) -> Figure:
-    """Scores over the share of the labels: a row a data set, a column a score, a line a start with its interval."""
+    """Scores over the share of the labels: a row a dataset, a column a score, a line a start with its interval."""
     datasets, starts = unique(r.dataset for r in results), unique(r.method for r in results)
     figure = Figure(figsize=(3.1 * len(SHOWN), 2.7 * len(datasets)), layout="constrained")
     axes = figure.subplots(len(datasets), len(SHOWN), squeeze=False, sharex=True)
@@ -287,7 +287,7 @@ def draw_labels(results: Sequence[Result]) -> Figure:
 
 
 def draw_training(results: Sequence[Result]) -> Figure:
-    """MMA on the val split over training steps with all labels: a panel a data set, a line a start, dots for seeds."""
+    """MMA on the val split over training steps with all labels: a panel a dataset, a line a start, dots for seeds."""
     full = [r for r in results if r.fraction == max(x.fraction for x in results)]
     datasets, starts = unique(r.dataset for r in full), unique(r.method for r in full)
     columns = min(len(datasets), 3)

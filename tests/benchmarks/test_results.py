@@ -156,7 +156,7 @@ def test_the_words_tell_how_far_a_start_is_ahead_during_training(bench: Any) -> 
 def test_the_words_tell_what_more_labels_bring(bench: Any, more: int) -> None:
     rows = [result(bench, "random", [5] * 5, fraction=5), result(bench, "random", [more] * 5, fraction=100)]
     [line] = bench.results_tables.summary_words(rows)
-    assert line.startswith(f"- `random` by labels (mean of the data sets): 0.500 with 5 %, 0.{more}00 with 100 %.")
+    assert line.startswith(f"- `random` by labels (mean of the datasets): 0.500 with 5 %, 0.{more}00 with 100 %.")
     assert ("bring nothing in so few steps" in line) == (more < 5)
 
 
