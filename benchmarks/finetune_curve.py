@@ -119,7 +119,7 @@ def train_and_score(
         f"seed={cell.seed}",
     ]
     log.info(f"{cell.name}: training")
-    folder = run(load(FinetuneConfig, recipe, [*overrides, *own]))
+    folder = run(load(FinetuneConfig, recipe, [*overrides, *own])).folder
     facts = training_facts(folder)
     rows = []
     for root in data:

@@ -27,10 +27,10 @@ import cv2
 import numpy as np
 import torch
 
+from dinocell.core.errors import EXIT_STOPPED
 from dinocell.core.files import load_file
 from dinocell.training.checkpoint import verify
 from dinocell.training.progress import read_metrics
-from dinocell.training.signals import EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)

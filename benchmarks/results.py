@@ -49,8 +49,8 @@ from dinocell.finetune.data.image_store import cell_scale
 from dinocell.labels.files import read_labels
 from dinocell.models.packaged import find_model
 from dinocell.segmentation import Segmenter, load_model
+from dinocell.training.outcome import Stopped
 from dinocell.training.progress import read_metrics
-from dinocell.training.signals import stopped_by
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"otsu": "train_otsu.py", "cellpose3": "train_cellpose3.py", "stardist": "train_stardist.py"}
@@ -101,10 +101,6 @@ def make_missing(given: argparse.Namespace, tasks: Sequence[Task]) -> None:
         except DataError as error:
             log.warning(f"{task.file.stem} is left out: {error}")
         log.info(f"{task.file.stem}: {time.monotonic() - start:.0f} s in all")
-
-
-class Stopped(Exception):
-    """A training was asked to stop before its end: it must not be scored."""
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -368,10 +364,7 @@ def train(
         f"backbone.weights={json.dumps(weights)}",
         f"seed={seed}",
     ]
-    folder = run(load_config(FinetuneConfig, given.config, [*overrides, *budget, *own]))
-    if stopped_by():
-        raise Stopped(stopped_by())
-    return folder
+    return run(load_config(FinetuneConfig, given.config, [*overrides, *budget, *own])).finished().folder
 
 
 def _result(

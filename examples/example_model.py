@@ -49,4 +49,4 @@ def model_for_examples(folder: Path, quick: bool = False) -> str:
         },
         "validate": {"times": 1, "tune_decoding": not quick},
     }
-    return str(finetune.run(from_dict(finetune.FinetuneConfig, recipe)) / "model")
+    return str(finetune.run(from_dict(finetune.FinetuneConfig, recipe)).folder / "model")

@@ -63,7 +63,7 @@ UPPER: dict[str, set[str]] = {
 }
 WITHOUT_TORCH = ("metrics", "labels", "curation", "images")
 ONLY = {
-    "submitit": {"cluster/submit.py", "cluster/job.py"},
+    "submitit": {"cluster/submit.py", "cluster/job.py", "cluster/requeueing.py"},
     "omegaconf": {"core/config.py"},
     "xformers": {"models/vit/attention.py"},
     "napari": {"napari/widget.py"},

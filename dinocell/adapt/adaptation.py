@@ -36,15 +36,11 @@ from dinocell.metrics import ImageScores
 from dinocell.models.packaged import find_model
 from dinocell.pretrain.monitor.probes import cell_probe
 from dinocell.segmentation import load_model
+from dinocell.training.outcome import RunOutcome, Stopped
 from dinocell.training.progress import read_metrics
-from dinocell.training.signals import EXIT_STOPPED, stopped_by
 
 # Keys that change nothing of what is learnt: an adaptation may go on with other values.
 _FREE = ("device", "workers", "log_every", "checkpoint_every", "tensorboard")
-
-
-class Stopped(Exception):
-    """A signal ended one of the trainings; the same command goes on from there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +53,8 @@ class Judgement:
     images: list[Path]
 
 
-def run(config: AdaptConfig) -> int:
+def run(config: AdaptConfig) -> RunOutcome:
     """Adapt; writes `model/` (the model to use), `report.html` and `summary.json` into `config.out`.
-
-    Returns:
-        0 when done, 75 when a signal stopped it early.
 
     Raises:
         ConfigError: settings or folders that do not fit. DataError: images that cannot be used.
@@ -73,9 +66,9 @@ def run(config: AdaptConfig) -> int:
     _claim(out, config)
     try:
         best_step, probes = _train(out, config)
-    except Stopped:
-        log.info("stopped; the same command goes on from here")
-        return EXIT_STOPPED
+    except Stopped as stopped:
+        log.info("stopped; the same command resumes from here")
+        return RunOutcome(folder=out, stopped_by=stopped.by)
     summary = out / "summary.json"
     if not summary.is_file():
         found = _judge(out, config, best_step, probes)
@@ -93,7 +86,7 @@ def run(config: AdaptConfig) -> int:
         )
         atomic_write_text(summary, json.dumps(_summary(found, best_step), indent=1) + "\n")
     _tell(out, json.loads(summary.read_text(encoding="utf-8")))
-    return 0
+    return RunOutcome(folder=out, step=best_step)
 
 
 def _summary(found: Judgement, best_step: int) -> dict[str, Any]:
@@ -177,7 +170,7 @@ def _stage_one(out: Path, config: AdaptConfig) -> int:
         parent = sha256_of(folder / "model.safetensors")
         models.save_backbone(start, model.backbone, {"parent_sha256": parent})
     settings = _with_usable_monitor(config)
-    _once(out / "stage1" / "done.json", lambda: _unless_stopped(pretrain.run, settings))
+    _once(out / "stage1" / "done.json", lambda: pretrain.run(settings).finished())
     best = out / "stage1" / "checkpoints" / "best.pt"
     if not best.is_file():
         raise CheckpointError(f"{best}: no teacher was kept; set pretrain.monitor.best_by, or delete {out / 'stage1'}")
@@ -201,13 +194,7 @@ def _with_usable_monitor(config: AdaptConfig) -> pretrain.PretrainConfig:
 
 def _finetuned(settings: finetune.FinetuneConfig) -> None:
     folder = Path(settings.output_dir)
-    _once(folder / "done.json", lambda: _unless_stopped(finetune.run, settings))
-
-
-def _unless_stopped(stage: Callable[[Any], object], settings: Any) -> None:
-    stage(settings)
-    if stopped_by():
-        raise Stopped
+    _once(folder / "done.json", lambda: finetune.run(settings).finished())
 
 
 def _nothing_learnt(probes: list[dict[str, Any]], wanted: str) -> tuple[str, ...]:

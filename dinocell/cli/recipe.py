@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from dinocell.cli.arguments import Arguments, Syntax, asks_help, read, split, words
 from dinocell.cluster.stages import Plan
 from dinocell.core.config import describe, leaves, to_yaml
+from dinocell.training.outcome import RunOutcome
 
 T = TypeVar("T")
 
@@ -19,7 +20,7 @@ def run_command(
     help_text: Callable[[], str],
     syntax: Callable[[], Syntax],
     configure: Callable[[Arguments], T],
-    run: Callable[[T], int],
+    run: Callable[[T], RunOutcome],
 ) -> int:
     """Run a command line and return its exit code.
 
@@ -28,7 +29,7 @@ def run_command(
         help_text: text of `--help`.
         syntax: words that the command takes.
         configure: config of a split command line.
-        run: the work; returns the exit code.
+        run: the work.
     """
     arguments = words(argv)
     if asks_help(arguments):
@@ -39,7 +40,7 @@ def run_command(
     if given.print_only:
         print(to_yaml(config), end="")
         return 0
-    return run(config)
+    return run(config).exit_code
 
 
 def recipe_syntax(cls: type) -> Syntax:
@@ -52,7 +53,9 @@ def recipe_syntax(cls: type) -> Syntax:
     return Syntax(config=cls, files=False, switches=switches)
 
 
-def recipe_main(cls: type[T], run: Callable[[T], int], description: str, argv: Sequence[str] | None = None) -> int:
+def recipe_main(
+    cls: type[T], run: Callable[[T], RunOutcome], description: str, argv: Sequence[str] | None = None
+) -> int:
     """Run the command line of a stage that a recipe drives: `--config FILE`, `--print-config`, `key=value …`."""
     usage = "usage: [--config FILE] [--print-config] [key=value …]"
     return run_command(
@@ -76,14 +79,3 @@ def recipe_parse(cls: type[T], arguments: Sequence[str]) -> T:
 def recipe_plan(config: Any) -> Plan:
     """Plan of a stage that a recipe drives."""
     return Plan(run_folder=Path(config.output_dir), settings=to_yaml(config))
-
-
-def run_stage(run: Callable[[T], Any], config: T) -> int:
-    """Run a stage and return its exit code: its own integer, or 75 when a signal made it save and leave early."""
-    from dinocell.training.signals import EXIT_STOPPED, forget_stop, stopped_by
-
-    forget_stop()
-    code = run(config)
-    if stopped_by():
-        return EXIT_STOPPED
-    return code if isinstance(code, int) else 0

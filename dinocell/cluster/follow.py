@@ -12,6 +12,7 @@ from typing import Any
 
 from dinocell.cluster.records import End, read_end
 from dinocell.core import log
+from dinocell.core.errors import EXIT_STOPPED
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between questions to the controller, which others need too
 
@@ -100,7 +101,9 @@ def follow_job(watch: Watch, *, show: bool) -> int:
         tail.print_new()
     end = read_end(watch.folder, watch.job) or End(code=1, sentence="it was killed before it could say why")
     if end.code:
-        (log.info if end.code == 75 else log.warning)(f"job {watch.job}: {end.sentence} · log {watch.logs[1]}")
+        (log.info if end.code == EXIT_STOPPED else log.warning)(
+            f"job {watch.job}: {end.sentence} · log {watch.logs[1]}"
+        )
     return end.code
 
 

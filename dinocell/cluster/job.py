@@ -13,11 +13,13 @@ from typing import Any
 
 from dinocell.cluster import records
 from dinocell.cluster.array import Array
+from dinocell.cluster.requeueing import ignore_signals, requeue
 from dinocell.cluster.stages import Share, StageSpec
 from dinocell.core import log
-from dinocell.core.errors import DinoCellError
+from dinocell.core.errors import EXIT_STOPPED, DinoCellError
+from dinocell.training.outcome import RunOutcome, StopName
+from dinocell.training.signals import EarlySignal
 
-EXIT_STOPPED = 75  # as dinocell.training.signals.EXIT_STOPPED, which would import torch here
 LOCAL_STARTS = 6  # submitit's local executor starts a job no more often than this
 
 
@@ -40,17 +42,19 @@ class StageJob:
         os.chdir(self.directory)
         place = JobPlace()
         records.end_file(place.folder, place.job, place.rank).unlink(missing_ok=True)
+        stopped_by: StopName = ""
         try:
             self._watch_term(place)
-            code, reason = self._work(), "done"
+            outcome = self._work()
+            code, reason, stopped_by = outcome.exit_code, "done", outcome.stopped_by
         except DinoCellError as error:
             code, reason = error.exit_code, str(error)
             print(f"error: {' '.join(reason.split())}", file=sys.stderr)
         except Exception as error:
             code, reason = 1, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
             traceback.print_exc()
-        if code == EXIT_STOPPED:
-            reason = self._stopped(place)
+        if stopped_by:
+            reason = self._stopped(place, stopped_by)
             if reason == "":
                 return 0
         elif code and reason == "done":
@@ -63,27 +67,20 @@ class StageJob:
     def _watch_term(self, place: JobPlace) -> None:
         """submitit drops SIGTERM. A training run notes it and saves; the others, whose results are files, leave."""
         if not self.stage.is_array:
-            early: list[int] = []
-            signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
-            from dinocell.training.signals import note_early_term  # imports torch, which takes seconds
-
-            note_early_term()
-            if early:
-                signal.raise_signal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, EarlySignal())
             return
-        requeue: Any = signal.getsignal(signal.SIGUSR2)
 
         def leave(number: int, frame: Any) -> None:
-            _ignore_signals()
+            ignore_signals()
             if place.preempted():
-                requeue(signal.SIGUSR2, None)
-            reason = "stopped by SIGTERM; the same command goes on with what is missing"
+                place.requeue()
+            reason = "stopped by SIGTERM; the same command resumes with what is missing"
             records.write_end(place.folder, place.job, place.rank, EXIT_STOPPED, reason)
             sys.exit(EXIT_STOPPED)
 
         signal.signal(signal.SIGTERM, leave)
 
-    def _work(self) -> int:
+    def _work(self) -> RunOutcome:
         stage, settings, array = self.stage, self.stage.parse(self.arguments), self.array
         if array is None:
             return stage.run(settings)
@@ -91,20 +88,19 @@ class StageJob:
         if self.index is not None:
             stage.share(settings, Share(index=self.index, count=array.count, since=array.since))
             array.finish(self.index)
-            return 0
+            return RunOutcome(folder=array.folder)
         array.check_complete()
-        code = stage.merge(settings, array.count, array.since)
+        outcome = stage.merge(settings, array.count, array.since)
         array.close()
-        return code
+        return outcome
 
-    def _stopped(self, place: JobPlace) -> str:
+    def _stopped(self, place: JobPlace, stopped_by: StopName) -> str:
         """After a stage has saved and left early: requeue, or say in one sentence why not. All ranks answer alike."""
         from dinocell.training import distributed
-        from dinocell.training.signals import stopped_by
 
         reason = ""
         if place.rank == 0:
-            if stopped_by() == "SIGTERM" and not place.preempted():
+            if stopped_by == "SIGTERM" and not place.preempted():
                 reason = "stopped by SIGTERM, the checkpoint is written; the same command continues the run"
             elif self.requeues >= self.max_requeues:
                 reason = self._limit()
@@ -112,11 +108,8 @@ class StageJob:
         if reason:
             log.info(reason)
         elif place.rank == 0:
-            # No signal may disturb what follows: submitit's handler dumps the next start, requeues, and exits.
-            handler: Any = signal.getsignal(signal.SIGUSR2)
-            _ignore_signals()
             try:
-                handler(signal.SIGUSR2, None)
+                place.requeue()
             except (OSError, subprocess.SubprocessError) as error:
                 reason = f"could not be requeued ({error}); the checkpoint is written, the same command continues"
                 log.info(reason)
@@ -141,11 +134,6 @@ class StageJob:
         return submitit.helpers.DelayedSubmission(replace(self, requeues=self.requeues + 1))
 
 
-def _ignore_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class JobPlace:
     """Where this process stands in submitit's job."""
 
@@ -153,6 +141,7 @@ class JobPlace:
         import submitit
 
         environment = submitit.JobEnvironment()
+        self._environment = environment
         self.job: str = environment.job_id
         self.rank: int = environment.global_rank
         self.folder = Path(environment.paths.folder)
@@ -169,6 +158,13 @@ class JobPlace:
         except (OSError, subprocess.TimeoutExpired):
             return False
         return "JobState=RUNNING" in shown.split()
+
+    def requeue(self) -> None:
+        """Put this job back into the queue and exit; errors as `requeueing.requeue`."""
+        import submitit
+
+        pickled = self._environment.paths.submitted_pickle
+        requeue(self._environment, submitit.helpers.DelayedSubmission.load(pickled))
 
 
 def _leave(code: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dinocell.core import config
-from dinocell.core.errors import ConfigError
+from dinocell.core.errors import EXIT_STOPPED, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def failure_lines(folder: str) -> list[str]:
         "code=$?",
         'id="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
         f'ls -tr {where}/"$id"_*_end.txt 2>/dev/null | while read -r end; do',
-        '  sed -n -e "/^0 /d" -e "/^75 /d" -e "s/^[0-9]* //p" "$end" >&2',
+        f'  sed -n -e "/^0 /d" -e "/^{EXIT_STOPPED} /d" -e "s/^[0-9]* //p" "$end" >&2',
         "done",
         "exit $code",
     ]

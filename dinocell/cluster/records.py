@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dinocell import __version__
+from dinocell.core.errors import EXIT_STOPPED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def end_file(folder: Path, job: str, rank: int) -> Path:
 def write_end(folder: Path, job: str, rank: int, code: int, reason: str) -> None:
     """Note how this process ended; the time of the file tells who was first."""
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    verb = "failed" if code not in (0, 75) else "ended"
+    verb = "failed" if code not in (0, EXIT_STOPPED) else "ended"
     sentence = " ".join(f"rank {rank} on {host} {verb} at {datetime.now():%H:%M:%S}: {reason}".split())
     end_file(folder, job, rank).write_text(f"{code} {sentence}\n", encoding="utf-8")
 

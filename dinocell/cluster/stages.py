@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dinocell.core.errors import ConfigError
+from dinocell.training.outcome import RunOutcome
 
 S = TypeVar("S")
 
@@ -50,18 +51,18 @@ class StageSpec(Generic[S]):
         name: the stage as `slurm/submit.py` takes it.
         parse: settings of a command line, for the command and for the job alike. Raises ConfigError.
         plan: folder and text of the settings; refuses what the job would refuse, before it is submitted.
-        run: the work; returns the exit code.
+        run: the work.
         share: one task's share of an array. None for a job of many processes that is one run. An image that cannot
             be read or segmented is part of the result, not a failure of the task.
-        merge: joins the results of `count` tasks of an array that began at `since`; returns the exit code.
+        merge: joins the results of `count` tasks of an array that began at `since`.
     """
 
     name: str
     parse: Callable[[Sequence[str]], S]
     plan: Callable[[S], Plan]
-    run: Callable[[S], int]
+    run: Callable[[S], RunOutcome]
     share: Callable[[S, Share], None] | None = None
-    merge: Callable[[S, int, float], int] | None = None
+    merge: Callable[[S, int, float], RunOutcome] | None = None
 
     def __post_init__(self) -> None:
         assert (self.share is None) == (self.merge is None), f"{self.name}: an array needs both share and merge"

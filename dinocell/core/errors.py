@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 75  # asked to stop, saved and left (EX_TEMPFAIL: the same command continues)
 EXIT_INTERRUPTED = 130  # the shell's convention for SIGINT
 
 

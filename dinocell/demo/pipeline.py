@@ -11,33 +11,28 @@ from dinocell.core import config, log
 from dinocell.core.files import atomic_write_text
 from dinocell.datasets.synthetic.sample import write_sample
 from dinocell.demo.report import write_report
-from dinocell.training.signals import EXIT_STOPPED, stopped_by
+from dinocell.training.outcome import RunOutcome, Stopped
 
 SAMPLE = {"n_unlabelled": 36, "n_train": 72, "n_val": 6, "n_test": 18, "size": 256}
 # Half of ViT-Tiny's blocks: what two cores can teach in the demo's minutes.
 VIT: dict[str, Any] = {"arch": "vit_tiny", "depth": 6, "patch_size": 8, "in_channels": 1, "image_size": 128}
 
 
-class Stopped(Exception):
-    """A signal ended one of the trainings; the same command goes on from there."""
-
-
-def run(out: Path, seed: int = 0) -> int:
+def run(out: Path, seed: int = 0) -> RunOutcome:
     """Run the pipeline in `out`; finished parts of an earlier, interrupted demo are kept and continued.
 
-    Returns:
-        0 when done, 75 when a signal stopped it early. The report is `out/report.html`, the held-out scores are in
-        `out/evaluation/evaluation.json`.
+    The report is `out/report.html`, the held-out scores are in `out/evaluation/evaluation.json`. The outcome names the
+    signal that stopped it early.
     """
     start = time.monotonic()
     try:
         scores = _pipeline(out, seed)
-    except Stopped:
-        return EXIT_STOPPED
+    except Stopped as stopped:
+        return RunOutcome(folder=out, stopped_by=stopped.by)
     seconds = time.monotonic() - start
     report = write_report(out, scores, seconds)
     _tell(out, report, scores, seconds)
-    return 0
+    return RunOutcome(folder=out)
 
 
 def _pipeline(out: Path, seed: int) -> dict[str, Any]:
@@ -105,8 +100,7 @@ def _pretrain(crops: Path, out: Path, seed: int) -> None:
         "checkpoint_every": 30,
         "log_every": 5,
     }
-    pretrain.run(config.from_dict(pretrain.PretrainConfig, recipe))
-    _check_stopped()
+    pretrain.run(config.from_dict(pretrain.PretrainConfig, recipe)).finished()
 
 
 def _export(run_dir: Path) -> Path:
@@ -141,13 +135,7 @@ def _finetune(labelled: Path, backbone: Path, out: Path, seed: int) -> None:
         },
         "validate": {"times": 3, "panels": 3},
     }
-    finetune.run(config.from_dict(finetune.FinetuneConfig, recipe))
-    _check_stopped()
-
-
-def _check_stopped() -> None:
-    if stopped_by():
-        raise Stopped
+    finetune.run(config.from_dict(finetune.FinetuneConfig, recipe)).finished()
 
 
 def _evaluate(model: Path, labelled: Path, out: Path) -> dict[str, Any]:

@@ -33,15 +33,17 @@ from dinocell.objectives import build_objective, total_loss
 from dinocell.training import distributed
 from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import adamw, clip_gradients, set_schedule
+from dinocell.training.outcome import RunOutcome
 from dinocell.training.progress import RunLogger, StepTimer
 from dinocell.training.schedules import cosine
 from dinocell.training.signals import StopSignal
 
 
-def run(config: FinetuneConfig) -> Path:
-    """Fine-tune as the recipe says; returns the run folder with model/, report.html, metrics.jsonl and checkpoints/.
+def run(config: FinetuneConfig) -> RunOutcome:
+    """Fine-tune as the recipe says; writes model/, report.html, metrics.jsonl and checkpoints/ to `output_dir`.
 
-    An interrupted run in `output_dir` is continued from its last checkpoint.
+    An interrupted run in `output_dir` is continued from its last checkpoint. On SIGTERM or SIGUSR2 a checkpoint is
+    written and the function returns early; the outcome names the signal.
 
     Raises:
         ConfigError: a setting is impossible, or `output_dir` holds a run with other settings.
@@ -113,7 +115,7 @@ class Trainer:
         self.output = RunOutput(config, self.module, self.data, resume_step=self.step)
         self.logger: RunLogger = self.output.logger
 
-    def run(self) -> Path:
+    def run(self) -> RunOutcome:
         """Train to the end, or until asked to stop."""
         if self._finished() and not self.validation_pending:
             log.info(
@@ -124,14 +126,13 @@ class Trainer:
         with StopSignal() as stop:
             self.began = time.perf_counter() - self.seconds
             complete = not self.validation_pending or self._validate(stop)
-            if not complete or not (self._finished() or self._loop(stop)):
-                log.info(
-                    f"stopped by {stop.name or 'a signal'} at step {self.step}; the same command continues the run"
-                )
-                self.logger.close()
-                return self.output.directory
+            complete = complete and (self._finished() or self._loop(stop))
+        if not complete:
+            log.info(f"stopped by {stop.name} at step {self.step}; the same command continues the run")
+            self.logger.close()
+            return RunOutcome(folder=self.output.directory, step=self.step, stopped_by=stop.name)
         self._finish()
-        return self.output.directory
+        return RunOutcome(folder=self.output.directory, step=self.step)
 
     def _finished(self) -> bool:
         return self._progress() >= 1.0 or self._out_of_patience()

@@ -42,6 +42,7 @@ from dinocell.pretrain.sharding import (
 from dinocell.training import distributed
 from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import clip_gradients, set_schedule
+from dinocell.training.outcome import RunOutcome, StopName
 from dinocell.training.progress import RunLogger, StepTimer
 from dinocell.training.rng import rng_state, seed_generators, set_rng_state
 from dinocell.training.schedules import scaled_learning_rate
@@ -50,14 +51,11 @@ from dinocell.training.signals import StopSignal
 _SHOWN = ("loss", "dino_local", "dino_global", "ibot", "koleo", "gram", "lr")
 
 
-def run(config: PretrainConfig) -> Path:
+def run(config: PretrainConfig) -> RunOutcome:
     """Pretrain on a folder of images, or continue where the run in `output_dir` was interrupted.
 
     Writes `config.yaml`, `metrics.jsonl`, `checkpoints/` and, at the end, `report.html`. On SIGTERM or SIGUSR2 a
-    checkpoint is written and the function returns early.
-
-    Returns:
-        The folder of the run.
+    checkpoint is written and the function returns early; the outcome names the signal.
 
     Raises:
         ConfigError: settings, weights or folders that do not fit.
@@ -65,14 +63,15 @@ def run(config: PretrainConfig) -> Path:
         CheckpointError: a checkpoint cannot be written or does not fit.
     """
     trainer = Trainer(config)
-    if trainer.train():
+    stopped_by = trainer.train()
+    if not stopped_by:
         teacher = whole_backbone(_backbone(trainer.model.teacher))
         if distributed.is_main():
             path = write_report(trainer.folder, trainer.config, teacher, trainer.dtype)
             log.info(f"done: {trainer.step} steps; report in {path}")
     trainer.logger.close()
     distributed.barrier()
-    return trainer.folder
+    return RunOutcome(folder=trainer.folder, step=trainer.step, stopped_by=stopped_by)
 
 
 class Trainer:
@@ -122,8 +121,8 @@ class Trainer:
             self._shard()
         self._set_backbone_trainable(self.step >= config.optim.freeze_backbone_steps)
 
-    def train(self) -> bool:
-        """Run to the last step; False when a signal asked to stop before it (a checkpoint is written then)."""
+    def train(self) -> StopName:
+        """Run to the last step, or to a checkpoint after the signal that is returned; "" when the run is complete."""
         total, every = self.config.optim.total_steps, self.config.checkpoint_every
         batches, timer = self._batches(), StepTimer()
         if self.step == 0:
@@ -142,15 +141,15 @@ class Trainer:
                 if self.step % every == 0 or ended or stopping:
                     self._save()
                 if stopping:
-                    log.info(
-                        f"{stop.name or 'a signal'}: checkpoint of step {self.step} written; the same command continues"
-                    )
-                    return False
+                    log.info(f"{stop.name}: checkpoint of step {self.step} written; the same command continues")
+                    break
+        if stop.name:
+            return stop.name
         if self.best.should_stop:
             log.info(
                 f"stopped after step {self.step}: no better for {self.best.patience} tests ({self.best.describe()})"
             )
-        return True
+        return ""
 
     def train_step(self, batches: Iterator[Batch], timer: StepTimer) -> dict[str, float]:
         """One optimizer step on `accumulate` micro-batches; returns the metrics of the step, averaged over ranks."""

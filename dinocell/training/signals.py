@@ -5,72 +5,61 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
-from dinocell.training import distributed
+from dinocell.training.outcome import StopName
 
-EXIT_STOPPED = 75  # a run that was asked to stop, saved and left (EX_TEMPFAIL: run it again to continue)
-
-
-_stopped_by = ""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # in rising rank: SIGUSR2 also asks to be started again
+_NAMES: tuple[StopName, ...] = get_args(StopName)  # "" first, then as SIGNALS
 
 
-def stopped_by() -> str:
-    """The signal that ended this process's last training loop early (`SIGTERM` or `SIGUSR2`), or ""."""
-    return _stopped_by
+def _rank(number: int) -> int:
+    return 1 + SIGNALS.index(signal.Signals(number))
 
 
-def forget_stop() -> None:
-    """Start a new run: what stopped an earlier one in this process no longer counts."""
-    global _stopped_by
-    _stopped_by = ""
-
-
-_early = 0
-
-
-def note_early_term() -> None:
-    """Remember a SIGTERM that comes before the training loop: the next `StopSignal` starts with it.
+class EarlySignal:
+    """Handler of signals that come before the training loop: the next `StopSignal` starts with them.
 
     For launchers whose own handler drops SIGTERM, as submitit's does.
     """
-    global _early
-    _early = 0
 
-    def note(number: int, frame: FrameType | None) -> None:
-        global _early
-        _early = 1 + StopSignal.SIGNALS.index(signal.Signals(number))
+    def __init__(self) -> None:
+        self._received = 0
 
-    signal.signal(signal.SIGTERM, note)
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._received = max(self._received, _rank(number))
+
+    def take(self) -> int:
+        """Rank of what was received, 0 for nothing; then forgotten."""
+        received, self._received = self._received, 0
+        return received
 
 
 class StopSignal:
     """Notices SIGTERM and SIGUSR2 (SLURM's warning through submitit) so that the loop can save and leave.
 
-    Use as a context manager around the training loop and ask `requested()` once a step. A signal only leaves a note:
-    it may come while a checkpoint is written, while validating, or several times.
+    Use as a context manager around the training loop and ask `requested()` once per step. A signal only leaves a note:
+    it may come while a checkpoint is written, while validating, or several times. What an `EarlySignal` in its place
+    has received counts.
     """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # in rising rank: SIGUSR2 also asks to be started again
 
     def __init__(self) -> None:
         self._received = 0  # 0 for nothing, else 1 + the place in SIGNALS
         self._previous: dict[int, Any] = {}
-        self.name = ""
+        self.name: StopName = ""
 
     def __enter__(self) -> StopSignal:
-        global _early
-        forget_stop()
-        self._received, _early = max(self._received, _early), 0
         if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
-                self._previous[number] = signal.signal(number, self._note)
+            for number in SIGNALS:
+                previous = self._previous[number] = signal.signal(number, self._note)
+                if isinstance(previous, EarlySignal):
+                    self._received = max(self._received, previous.take())
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = max(self._received, 1 + self.SIGNALS.index(signal.Signals(number)))
-        if _stopped_by:  # leaving already; a SIGUSR2 after a SIGTERM still asks for another start
-            self._settle(self._received)
+        self._received = max(self._received, _rank(number))
+        if self.name:  # leaving already; a SIGUSR2 after a SIGTERM still asks for another start
+            self.name = _NAMES[self._received]
 
     @property
     def received(self) -> bool:
@@ -79,14 +68,12 @@ class StopSignal:
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop; a collective call, every rank gets the same answer."""
+        from dinocell.training import distributed  # here: it imports torch, which takes seconds
+
         asked = distributed.max_rank(self._received)
         if asked:
-            self._settle(asked)
+            self.name = _NAMES[asked]
         return bool(asked)
-
-    def _settle(self, asked: int) -> None:
-        global _stopped_by
-        _stopped_by = self.name = self.SIGNALS[asked - 1].name
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -60,4 +60,4 @@ def trained(labelled: Path, out: Path, tiny: Callable[..., FinetuneConfig], *, d
         "train": {"steps": 100, "lr": 3e-3, "clip_gradient": 1.0},  # after 40, some CPUs' rounding finds no cell
         "validate": {"tune_decoding": True},
     }
-    return run(tiny(labelled, out, changes)) / "model"
+    return run(tiny(labelled, out, changes)).folder / "model"

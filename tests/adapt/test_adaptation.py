@@ -10,13 +10,13 @@ import torch
 from dinocell import adapt as adaptation
 from dinocell.adapt.pseudo import chosen_crops, unsure_pixels
 from dinocell.cli.train import adapt
-from dinocell.core.errors import ConfigError, DataError
+from dinocell.core.errors import EXIT_STOPPED, ConfigError, DataError
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
 from dinocell.models import load_backbone, load_model_folder
 from dinocell.report import Report
 from dinocell.segmentation import Segmenter
-from dinocell.training.signals import EXIT_STOPPED, StopSignal
+from dinocell.training.signals import StopSignal
 
 QUICK = [
     "--steps=4",
@@ -57,7 +57,7 @@ def command(images: Path, model: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def adapted(unlabelled: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("adapted") / "out"
-    assert adaptation.run(adapt.parse(command(unlabelled, model, out, *BY_RANK))) == 0
+    assert adaptation.run(adapt.parse(command(unlabelled, model, out, *BY_RANK))).exit_code == 0
     return out
 
 
@@ -100,7 +100,7 @@ def test_re_alignment_that_agrees_less_leaves_the_decoder_alone(
 ) -> None:
     """A short stage 1, no change that is allowed, and a training that spoils the decoder."""
     out, spoilt = tmp_path / "out", ["agrees=1", "finetune.train.lr=1"]
-    assert adaptation.run(adapt.parse(command(unlabelled, plain_model, out, *BY_RANK, *spoilt))) == 0
+    assert adaptation.run(adapt.parse(command(unlabelled, plain_model, out, *BY_RANK, *spoilt))).exit_code == 0
     note = json.loads((out / "adapted" / "adapted.json").read_text())
     assert note["agreement_re_aligned"] < note["agreement_as_it_is"]
     assert note["decoder"] == "the original's"
@@ -153,7 +153,7 @@ def test_the_folder_holds_a_model_to_use_and_a_page_that_says_why(adapted: Path,
 def test_the_same_command_again_trains_nothing(adapted: Path, unlabelled: Path, model: Path) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in adapted.rglob("*.pt")}
     assert stamps
-    assert adaptation.run(adapt.parse(command(unlabelled, model, adapted, *BY_RANK))) == 0
+    assert adaptation.run(adapt.parse(command(unlabelled, model, adapted, *BY_RANK))).exit_code == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in adapted.rglob("*.pt")}
     with pytest.raises(ConfigError, match=r"seed.*another folder"):
         adaptation.run(adapt.parse(command(unlabelled, model, adapted, *BY_RANK, "--seed=1")))
@@ -173,9 +173,9 @@ def test_stopped_in_stage_one_and_run_again_it_is_the_undisturbed_adaptation(
     undisturbed = StopSignal.requested
     monkeypatch.setattr(StopSignal, "requested", requested)
     line = command(unlabelled, model, tmp_path / "out", *BY_RANK)
-    assert adaptation.run(adapt.parse(line)) == EXIT_STOPPED
+    assert adaptation.run(adapt.parse(line)).exit_code == EXIT_STOPPED
     assert not (tmp_path / "out" / "model").exists()
-    assert adaptation.run(adapt.parse(line)) == 0
+    assert adaptation.run(adapt.parse(line)).exit_code == 0
     first, second = (load_model_folder(out / "adapted")[0] for out in (adapted, tmp_path / "out"))
     for name, value in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, msg=name)
@@ -185,7 +185,7 @@ def test_features_that_never_got_better_leave_the_original_model(
     labelled: Path, unlabelled: Path, model: Path, tmp_path: Path, no_charts: None
 ) -> None:
     more = ["--labels", str(labelled), "control=false", "pretrain.augment.global_size=64"]
-    assert adaptation.run(adapt.parse(command(unlabelled, model, tmp_path / "out", *more))) == 0
+    assert adaptation.run(adapt.parse(command(unlabelled, model, tmp_path / "out", *more))).exit_code == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["choice"], summary["helped"], summary["best_step"]) == ("original", False, 0)
     assert "Use the original model." in (tmp_path / "out" / "report.html").read_text()
@@ -197,7 +197,7 @@ def test_labels_train_the_decoder_and_judge_on_the_test_split(
     labelled: Path, unlabelled: Path, model: Path, tmp_path: Path, no_charts: None
 ) -> None:
     more = ["--labels", str(labelled), *BY_RANK]
-    assert adaptation.run(adapt.parse(command(unlabelled, model, tmp_path / "out", *more))) == 0
+    assert adaptation.run(adapt.parse(command(unlabelled, model, tmp_path / "out", *more))).exit_code == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {name: len(rows) for name, rows in summary["images"].items()} == {"original": 4, "adapted": 4, "control": 4}
     truth = [int(read_labels(path).max()) for path in sorted((labelled / "test" / "masks").iterdir())]

@@ -271,7 +271,7 @@ def test_a_training_that_was_stopped_is_not_scored_and_the_command_goes_on(
     monkeypatch.setattr(sys, "argv", ["results.py", *line.split()])
     real, threads, handler = bench.results.run, torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
 
-    def killed(config: Any) -> Path:
+    def killed(config: Any) -> Any:
         """The first checkpoint is a time to be killed; Python delivers the signal between two of its operations."""
         save = CheckpointManager.save
 
@@ -281,7 +281,7 @@ def test_a_training_that_was_stopped_is_not_scored_and_the_command_goes_on(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(CheckpointManager, "save", save_and_die)
-            return Path(real(dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=1))))
+            return real(dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=1)))
 
     try:
         monkeypatch.setattr(bench.results, "run", killed)

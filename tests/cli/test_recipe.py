@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from dinocell.core import config
 from dinocell.core.errors import run_main
 from dinocell.finetune import FinetuneConfig
 from dinocell.pretrain import PretrainConfig
+from dinocell.training.outcome import RunOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +22,16 @@ class Recipe:
 
 
 def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    def run(cfg: Recipe) -> int:
-        return cfg.seed
+    def run(cfg: Recipe) -> RunOutcome:
+        return RunOutcome(folder=Path(), stopped_by="SIGTERM" if cfg.seed == 5 else "")
 
-    for arguments, code in ((["root=x", "seed=5"], 5), (["root=x", "sed=5"], 2), (["--verbose"], 2), (["--help"], 0)):
+    for arguments, code in (
+        (["root=x", "seed=5"], 75),
+        (["root=x"], 0),
+        (["root=x", "sed=5"], 2),
+        (["--verbose"], 2),
+        (["--help"], 0),
+    ):
         with pytest.raises(SystemExit) as caught:
             run_main(recipe_main, Recipe, run, "A recipe.", arguments)
         assert caught.value.code == code
@@ -33,6 +41,14 @@ def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_setting_that_is_off_by_default_is_also_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert recipe_main(FinetuneConfig, lambda cfg: 1, "", ["--auto-batch", "--print-config", "data.root=x"]) == 0
+    assert (
+        recipe_main(
+            FinetuneConfig,
+            lambda cfg: RunOutcome(folder=Path(), failed=1),
+            "",
+            ["--auto-batch", "--print-config", "data.root=x"],
+        )
+        == 0
+    )
     assert "auto_batch: true" in capsys.readouterr().out
     assert recipe_parse(PretrainConfig, ["--compile", "data.root=x", "output_dir=o"]).compile

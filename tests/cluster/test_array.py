@@ -37,8 +37,8 @@ def run_array(stage: str, arguments: list[str], out: Path, count: int) -> int:
     for index in range(count):
         with pytest.raises(DataError, match=f"{count - index} of {count} tasks have not finished"):
             merge._work()
-        assert replace(merge, index=index)._work() == 0
-    code = merge._work()
+        assert replace(merge, index=index)._work().exit_code == 0
+    code = merge._work().exit_code
     assert array.missing() == list(range(count))  # merged and forgotten: the same command starts anew
     return code
 

@@ -63,7 +63,7 @@ def test_what_a_dry_run_accepts_the_job_reads_alike_on_another_machine(
 def test_the_job_of_segment_segments_as_the_command_does(here: Path) -> None:
     arguments = ["dose=high.png", "--diameter", "30", "--save", "labels", "--device", "cpu"]
     job = StageJob(stage=STAGES["segment"], arguments=[*arguments, "--out", "job"], directory=str(here))
-    assert job._work() == 0
+    assert job._work().exit_code == 0
     with pytest.raises(SystemExit) as left:
         cli.main(["segment", *arguments, "--out", "command"])
     assert not left.value.code

@@ -49,7 +49,7 @@ def test_each_start_trains_from_the_weights_it_names(disks_dataset, starts, tmp_
     if known is not None:
         for name in ("blocks.0.attn.qkv.weight", "blocks.1.mlp.fc2.weight", "norm.weight"):
             assert torch.equal(model.backbone.state_dict()[name], known[name]), name
-    out = run(config)
+    out = run(config).folder
     trained, meta = load_model_folder(out / "model")
     assert meta["training"]["initial_weights"] == ("random" if known is None else starts[start].name)
     moved = trained.backbone.state_dict()["blocks.0.attn.qkv.weight"]
@@ -73,7 +73,7 @@ def test_each_objective_is_one_override(disks_dataset, tmp_path, override, chann
     config = load(
         FinetuneConfig, str(RECIPES / "vitb8_flows.yaml"), [*given, f"output_dir={tmp_path}", "train.steps=1"]
     )
-    model, meta = load_model_folder(run(config) / "model")
+    model, meta = load_model_folder(run(config).folder / "model")
     assert model.channels == channels == len(build_objective(config.objective).channels)
     assert meta["objective"]["kind"] == config.objective.kind
 
@@ -87,7 +87,7 @@ def test_semantic_recipe_keeps_whatever_dinobloom_backbone_it_gets_frozen(disks_
     small = [s for s in SMALL if not s.startswith(("crop_size", "input_size", "validate.tune"))]
     given = [*small, "crop_size=56", "input_size=56", f"backbone.weights={tmp_path / 'DinoBloom.pth'}", "train.steps=2"]
     roots = [f"data.root={disks_dataset}", f"output_dir={tmp_path / 'run'}"]
-    out = run(load(FinetuneConfig, str(RECIPES / "dinobloom_bccd_semantic.yaml"), [*given, *roots]))
+    out = run(load(FinetuneConfig, str(RECIPES / "dinobloom_bccd_semantic.yaml"), [*given, *roots])).folder
     model, meta = load_model_folder(out / "model")
     assert model.backbone.patch_size == 14 and model.backbone.in_channels == 3
     after = model.backbone.state_dict()

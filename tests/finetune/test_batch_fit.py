@@ -65,7 +65,7 @@ def test_message_names_the_largest_crop_when_no_batch_fits(disks_dataset, tmp_pa
 def test_auto_batch_trains_as_one_batch_would(disks_dataset, tmp_path, memory_of, recipe):
     run(recipe(disks_dataset, tmp_path / "whole"))
     memory_of(5 * 48 * 48)
-    out = run(recipe(disks_dataset, tmp_path / "auto", auto_batch=True))
+    out = run(recipe(disks_dataset, tmp_path / "auto", auto_batch=True)).folder
     assert losses(out) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
     assert "accumulate: 2" in (out / "config.yaml").read_text()
 

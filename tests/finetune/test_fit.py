@@ -89,7 +89,7 @@ def semantic(fit: str, **extra: object) -> FinetuneConfig:
 
 @pytest.mark.parametrize("fit", ["resize", "pad", "tile"])
 def test_each_mode_learns_and_its_model_folder_segments_alike(disks_dataset, tmp_path, fit):
-    out = run(semantic(fit, output_dir=str(tmp_path), data={"root": [str(disks_dataset)], "workers": 0}))
+    out = run(semantic(fit, output_dir=str(tmp_path), data={"root": [str(disks_dataset)], "workers": 0})).folder
     meta = json.loads((out / "model" / "config.json").read_text())
     assert meta["fit"] == fit and meta["validation"]["mean"]["Dice"] > 0.8
     for row in read_metrics(out / "metrics.jsonl", "train"):
@@ -120,7 +120,7 @@ def test_classes_are_learnt_and_reported_each(disks_dataset, tmp_path):
     data = {"root": [str(tmp_path)], "workers": 0, "check_images": 0}
     train = replace(config.train, steps=50)
     config = replace(config, data=from_dict(type(config.data), data), train=train)
-    page = (run(config) / "report.html").read_text()
+    page = (run(config).folder / "report.html").read_text()
     for name in ("class 0", "class 1", "class 2"):
         assert name in page
     pooled = re.findall(r"class [12]</td><td>pooled</td><td class=\"n\">[\d.]+</td><td class=\"n\">([\d.]+)", page)

@@ -36,7 +36,7 @@ BASE = {
 
 @pytest.fixture(scope="module")
 def model(disks_dataset: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., FinetuneConfig]) -> Path:
-    return run(tiny(disks_dataset, tmp_path_factory.mktemp("start"), BASE)) / "model"
+    return run(tiny(disks_dataset, tmp_path_factory.mktemp("start"), BASE)).folder / "model"
 
 
 def going_on(model: Path | str, root: Path, out: Path, **changes: object) -> FinetuneConfig:
@@ -53,7 +53,7 @@ def going_on(model: Path | str, root: Path, out: Path, **changes: object) -> Fin
 
 
 def test_a_step_of_no_length_gives_the_model_back(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
-    folder = run(going_on(model, disks_dataset, tmp_path / "run")) / "model"
+    folder = run(going_on(model, disks_dataset, tmp_path / "run")).folder / "model"
     old, new = (load_model_folder(where)[0].state_dict() for where in (model, folder))
     assert old.keys() == new.keys()
     for name, value in old.items():
@@ -70,7 +70,7 @@ def test_views_are_those_of_the_model_unless_the_recipe_says_otherwise(
 ) -> None:
     train = {"steps": 1, "batch_size": 2}
     plain, two = ({"times": 1, "tune_decoding": False, **more} for more in ({}, {"views": 2}))
-    first = run(going_on(model, disks_dataset, tmp_path / "a", train=train, validate=two)) / "model"
+    first = run(going_on(model, disks_dataset, tmp_path / "a", train=train, validate=two)).folder / "model"
     assert load_model(model, device="cpu").runner.views == 1 and load_model(first, device="cpu").runner.views == 2
     assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=plain)).validate.views == 2
     one = {**plain, "views": 1}
@@ -95,7 +95,7 @@ def test_a_finished_run_takes_the_views_of_a_second_call(model: Path, disks_data
     losses = {}
     for views in (1, 2):
         plain = {"times": 1, "tune_decoding": False, "views": views}
-        trained = run(going_on(model, disks_dataset, folder, train=train, validate=plain))
+        trained = run(going_on(model, disks_dataset, folder, train=train, validate=plain)).folder
         meta = json.loads((trained / "model" / "config.json").read_text())
         assert meta["views"] == views and meta["training"]["step"] == 1
         losses[views] = meta["validation"]["mean"]["loss"]
@@ -109,14 +109,16 @@ def test_an_impossible_number_of_views_is_named(disks_dataset: Path, tmp_path: P
 
 def test_a_context_branch_can_be_added_to_a_finished_model(model: Path, disks_dataset: Path, tmp_path: Path) -> None:
     wider = {"detail_width": 8, "detail_context": True}
-    folder = run(going_on(model, disks_dataset, tmp_path / "run", decoder=wider)) / "model"
+    folder = run(going_on(model, disks_dataset, tmp_path / "run", decoder=wider)).folder / "model"
     old, new = load_model_folder(model)[0], load_model_folder(folder)[0]
     assert new.decoder_config.detail_context and new.decoder_config.neck_width == old.decoder_config.neck_width
     assert set(new.state_dict()) > set(old.state_dict())
     z = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():  # silent at first: the step has no length
         torch.testing.assert_close(new(z), old(z), rtol=1e-4, atol=1e-4)
-    trained = run(going_on(model, disks_dataset, tmp_path / "on", decoder=wider, train={"steps": 2, "batch_size": 2}))
+    trained = run(
+        going_on(model, disks_dataset, tmp_path / "on", decoder=wider, train={"steps": 2, "batch_size": 2})
+    ).folder
     merge = load_model_folder(trained / "model")[0].state_dict()["decoder.detail.merge_context.weight"]
     assert merge.abs().max() > 0
 
@@ -127,7 +129,7 @@ def test_other_backbone_weights_meet_the_models_decoder(model: Path, disks_datas
     weights = save_backbone(tmp_path / "other", other, {})
     folder = run(
         going_on(model, disks_dataset, tmp_path / "run", backbone={"weights": str(weights), "train": "frozen"})
-    )
+    ).folder
     trained, stored = load_model_folder(folder / "model")[0], load_model_folder(model)[0]
     torch.testing.assert_close(trained.backbone.norm.weight, other.norm.weight)
     torch.testing.assert_close(trained.backbone.blocks[1].mlp.fc1.weight, other.blocks[1].mlp.fc1.weight)
@@ -152,7 +154,7 @@ def test_images_that_the_model_does_badly_are_drawn_more_often(
     module = importlib.import_module("dinocell.finetune.trainer")  # the name in the package is the function
     monkeypatch.setattr(module, "training_scores", lambda *_: scores)
     monkeypatch.setattr(ImageStore, "get", lambda self, index: drawn.append(index) or get(self, index))
-    folder = run(whole)
+    folder = run(whole).folder
     assert drawn.count(0) > 40  # of 48: 1 against 0.05 in all for the five others, 8 at most by rounding
     assert "mean MMA of" in capsys.readouterr().out
 
@@ -199,7 +201,7 @@ def test_the_diameters_of_a_model_hold_unless_the_recipe_has_its_own(
     disks_dataset: Path, tmp_path: Path, tiny: Callable[..., FinetuneConfig]
 ) -> None:
     changes = {**BASE, "data": {"min_diameter": 8, "max_diameter": 14}, "train": {"steps": 1, "batch_size": 2}}
-    model = run(tiny(disks_dataset, tmp_path / "run", changes)) / "model"
+    model = run(tiny(disks_dataset, tmp_path / "run", changes)).folder / "model"
     plain = adopt(from_dict(FinetuneConfig, {"start": str(model)}))
     assert (plain.data.min_diameter, plain.data.max_diameter) == (8, 14)
     own = adopt(from_dict(FinetuneConfig, {"start": str(model), "data": {"max_diameter": 30}}))

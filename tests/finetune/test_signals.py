@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinocell.core.errors import EXIT_STOPPED
 from dinocell.core.files import load_file
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.validate.validator import Validator
 from dinocell.training.progress import read_metrics
-from dinocell.training.signals import stopped_by
 
 Recipe = Callable[..., FinetuneConfig]
 
@@ -35,7 +35,7 @@ def rows(out: Path) -> list[dict[str, object]]:
 def test_a_signal_while_validating(
     disks_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, ...], recipe: Recipe
 ) -> None:
-    whole = run(recipe(disks_dataset, tmp_path / "whole"))
+    whole = run(recipe(disks_dataset, tmp_path / "whole")).folder
     seen = 0
     score = Validator._one
 
@@ -50,11 +50,13 @@ def test_a_signal_while_validating(
     monkeypatch.setattr(Validator, "_one", disturbed)
     starts = 0
     while not (tmp_path / "cut" / "report.html").is_file():
-        cut = run(recipe(disks_dataset, tmp_path / "cut"))
+        outcome = run(recipe(disks_dataset, tmp_path / "cut"))
+        cut = outcome.folder
         starts += 1
         assert starts < 9
-        if not (cut / "report.html").is_file():
-            assert stopped_by() == "SIGUSR2"
+        assert outcome.stopped_by == ("" if (cut / "report.html").is_file() else "SIGUSR2")
+        assert outcome.exit_code == (EXIT_STOPPED if outcome.stopped_by else 0)
+    assert outcome.step == 4
     assert starts > 1
     assert rows(cut) == rows(whole)
     states = [load_file(out / "checkpoints" / "step_00000004.pt") for out in (whole, cut)]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dinocell.core.config import to_yaml
-from dinocell.core.errors import ConfigError
+from dinocell.core.errors import EXIT_STOPPED, ConfigError
 from dinocell.finetune import run
 from dinocell.finetune.trainer import Trainer
 from dinocell.labels.files import read_labels
@@ -23,7 +23,6 @@ from dinocell.metrics import maximum_matching_accuracy
 from dinocell.models import load_model_folder
 from dinocell.segmentation import Segmenter
 from dinocell.training.progress import read_metrics
-from dinocell.training.signals import EXIT_STOPPED
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +53,7 @@ def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path
             train={"steps": 60, "batch_size": 4, "ema": 0.9, "log_every": 5, "warmup": 0.1},
             validate={"times": 2, "tune_decoding": True},
         )
-    )
+    ).folder
     curve = list(losses(out).values())
     assert curve[-1] < 0.4 * curve[0]
     for row in read_metrics(out / "metrics.jsonl", "train"):
@@ -83,7 +82,7 @@ def test_learns_disks_and_the_model_folder_segments_them(disks_dataset, tmp_path
 
 def test_continued_run_equals_an_uninterrupted_one(disks_dataset, tmp_path, recipe):
     settings = {"decoder": {"drop_rate": 0.1}, "augment": {"noise": 0.5}, "train": {"ema": 0.9}}
-    whole = run(recipe(disks_dataset, tmp_path / "whole", **settings))
+    whole = run(recipe(disks_dataset, tmp_path / "whole", **settings)).folder
     cut = tmp_path / "cut"
     run(recipe(disks_dataset, cut, **settings))
     # As after a kill between the checkpoint of step 3 and the next one, with lines logged past it.
@@ -100,14 +99,14 @@ def test_continued_run_equals_an_uninterrupted_one(disks_dataset, tmp_path, reci
 @pytest.mark.parametrize("train", [{"accumulate": 2}, {"accumulate": 4}])
 def test_accumulation_gives_the_same_training(disks_dataset, tmp_path, train, recipe):
     data = {"fully_annotated": "no"}  # weights differ between crops: the split batch must share one ΣM
-    one = run(recipe(disks_dataset, tmp_path / "one", data=data))
-    split = run(recipe(disks_dataset, tmp_path / "split", data=data, train=train))
+    one = run(recipe(disks_dataset, tmp_path / "one", data=data)).folder
+    split = run(recipe(disks_dataset, tmp_path / "split", data=data, train=train)).folder
     assert list(losses(split).values()) == pytest.approx(list(losses(one).values()), rel=1e-4)
 
 
 def test_two_processes_give_the_same_training_as_one(disks_dataset, tmp_path, recipe):
     changes = {"data": {"fully_annotated": "no"}, "validate": {"times": 2, "tune_decoding": True}}
-    one = run(recipe(disks_dataset, tmp_path / "one", **changes))
+    one = run(recipe(disks_dataset, tmp_path / "one", **changes)).folder
     config = tmp_path / "two.yaml"
     config.write_text(to_yaml(recipe(disks_dataset, tmp_path / "two", **changes)))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -157,7 +156,9 @@ def test_only_the_chosen_part_of_the_backbone_moves(disks_dataset, tmp_path, mod
 
     config = recipe(disks_dataset, tmp_path / "run", backbone={"train": mode, "last_k": 2, "unfreeze_after": 0.5})
     before = build_model(config, 3).backbone.state_dict()
-    after = {k.removeprefix("backbone."): v for k, v in weights(run(config)).items() if k.startswith("backbone.")}
+    after = {
+        k.removeprefix("backbone."): v for k, v in weights(run(config).folder).items() if k.startswith("backbone.")
+    }
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     match mode:
         case "frozen":
@@ -179,13 +180,13 @@ def test_other_settings_in_the_same_folder_are_refused(disks_dataset, tmp_path, 
 def test_early_stopping_and_time_budget_end_a_run(disks_dataset, tmp_path, recipe, monkeypatch):
     # A learning rate too small to change anything: no validation is better than the first.
     stuck = {"lr": 1e-12, "steps": 40}
-    out = run(recipe(disks_dataset, tmp_path / "early", train=stuck, validate={"times": 20, "patience": 2}))
+    out = run(recipe(disks_dataset, tmp_path / "early", train=stuck, validate={"times": 20, "patience": 2})).folder
     assert max(losses(out)) <= 8
     # A clock that goes on by 0.03 s whenever it is read, as it is at least once a step: 60 readings.
     clock = itertools.count(step=0.03)
     module = sys.modules[Trainer.__module__]  # `dinocell.finetune.trainer` names the function
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    out = run(recipe(disks_dataset, tmp_path / "budget", train={"steps": 100_000, "minutes": 0.03}))
+    out = run(recipe(disks_dataset, tmp_path / "budget", train={"steps": 100_000, "minutes": 0.03})).folder
     rows = read_metrics(out / "metrics.jsonl", "train")
     assert 5 <= rows[-1]["step"] <= 60
     assert rows[-1]["seconds"] == pytest.approx(1.8, abs=0.1)
@@ -201,7 +202,7 @@ def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, 
             shutil.copy(disks_dataset / split / kind / f"{number}.png", other / split / kind)
     (other / "dataset.yaml").write_text("name: other\nlicence: CC0\nfully_annotated: false\n")
     both = {"root": [str(disks_dataset), str(other)], "sampling": "balanced"}
-    out = run(recipe(disks_dataset, tmp_path / "run", data=both, validate={"times": 2, "monitor": "mean"}))
+    out = run(recipe(disks_dataset, tmp_path / "run", data=both, validate={"times": 2, "monitor": "mean"})).folder
     rows = {name: read_metrics(out / "metrics.jsonl", f"val/{name}") for name in ("disks", "other")}
     mean = read_metrics(out / "metrics.jsonl", "val")
     assert [row["step"] for row in mean] == [3, 6]

@@ -19,13 +19,12 @@ import torch
 
 from dinocell import models
 from dinocell.core import config as config_module
-from dinocell.core.errors import CheckpointError, ConfigError, DataError
+from dinocell.core.errors import EXIT_STOPPED, CheckpointError, ConfigError, DataError
 from dinocell.core.files import load_file
 from dinocell.pretrain import PretrainConfig, run
 from dinocell.pretrain.method.student_teacher import Output, StudentTeacher
 from dinocell.pretrain.trainer import Trainer
 from dinocell.training.progress import read_metrics
-from dinocell.training.signals import EXIT_STOPPED
 
 RECIPE: dict[str, Any] = {
     "model": {"arch": "vit_tiny", "depth": 1, "image_size": 32, "drop_path": 0.3},
@@ -94,7 +93,7 @@ def final(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def straight(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(make(images, tmp_path_factory.mktemp("runs") / "straight"))
+    return run(make(images, tmp_path_factory.mktemp("runs") / "straight")).folder
 
 
 def test_a_run_leaves_what_others_rely_on(straight: Path, images: Path) -> None:

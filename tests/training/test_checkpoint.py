@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from dinocell.core import files
 from dinocell.core.errors import CheckpointError
 from dinocell.training import checkpoint
 from dinocell.training.rng import rng_state, set_rng_state
-from dinocell.training.signals import StopSignal, stopped_by
+from dinocell.training.signals import EarlySignal, StopSignal
 
 
 def state(value: float) -> dict[str, object]:
@@ -110,6 +112,24 @@ def test_a_stop_signal_is_noticed_and_handlers_come_back(number: signal.Signals)
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_before_the_loop_counts_once() -> None:
+    before = signal.signal(signal.SIGTERM, EarlySignal())
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopSignal() as stop:
+            assert stop.requested() and stop.name == "SIGTERM"
+        with StopSignal() as again:
+            assert not again.requested() and again.name == ""
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_signals_are_noted_without_torch() -> None:
+    code = "import sys, dinocell.training.signals, dinocell.cluster.job; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_signals_while_saving_leave_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = torch.save
 
@@ -124,7 +144,7 @@ def test_signals_while_saving_leave_a_whole_checkpoint(tmp_path: Path, monkeypat
         manager.save(1, state(1))
         assert stop.received and stop.requested()
         manager.save(2, state(2))  # leaving, and signalled again
-    assert stopped_by() == "SIGUSR2"  # whichever came last: it asks for another start
+    assert stop.name == "SIGUSR2"  # whichever came last: it asks for another start
     loaded = manager.load_latest()
     assert loaded is not None and loaded[0] == 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dinocell.adapt.adaptation import run
 from dinocell.adapt.config import STEPS, AdaptConfig, make_config
 from dinocell.cli.arguments import Arguments, Syntax, split
-from dinocell.cli.recipe import run_command, run_stage
+from dinocell.cli.recipe import run_command
 from dinocell.core.config import describe
 from dinocell.core.errors import ConfigError
 from dinocell.finetune.from_model import model_meta
@@ -72,5 +72,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         help_text=lambda: f"{USAGE}\nEvery key (see --print-config for what they start from):\n{describe(AdaptConfig)}",
         syntax=lambda: SYNTAX,
         configure=configure,
-        run=lambda config: run_stage(run, config),
+        run=run,
     )

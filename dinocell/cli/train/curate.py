@@ -12,6 +12,7 @@ from dinocell.cluster.stages import Plan, Share, StageSpec
 from dinocell.core.config import describe, to_yaml
 from dinocell.core.errors import ConfigError
 from dinocell.curation import CurateConfig
+from dinocell.training.outcome import RunOutcome
 
 USAGE = """From any pile of microscopy images to crops worth training on.
 
@@ -61,10 +62,10 @@ def plan(config: CurateConfig) -> Plan:
     return Plan(run_folder=Path(config.out), settings=to_yaml(config))
 
 
-def run(config: CurateConfig) -> int:
-    """Curate; returns the exit code."""
+def run(config: CurateConfig) -> RunOutcome:
+    """Curate."""
     curation.run(config)
-    return 0
+    return RunOutcome(folder=Path(config.out))
 
 
 def share(config: CurateConfig, part: Share) -> None:
@@ -72,11 +73,11 @@ def share(config: CurateConfig, part: Share) -> None:
     curation.run(curation.shards(config, part.count)[part.index])
 
 
-def merge(config: CurateConfig, count: int, since: float) -> int:
-    """Join what the tasks have extracted; returns the exit code."""
+def merge(config: CurateConfig, count: int, since: float) -> RunOutcome:
+    """Join what the tasks have extracted."""
     del count, since  # the journals say what is done
     curation.merge(config)
-    return 0
+    return RunOutcome(folder=Path(config.out))
 
 
 SPEC = StageSpec(name="curate", parse=parse, plan=plan, run=run, share=share, merge=merge)

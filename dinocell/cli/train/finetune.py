@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dinocell.cli.recipe import recipe_main, recipe_parse, recipe_plan, run_stage
+from dinocell.cli.recipe import recipe_main, recipe_parse, recipe_plan
 from dinocell.cluster.stages import StageSpec
+from dinocell.training.outcome import RunOutcome
 
 if TYPE_CHECKING:
     from dinocell.finetune import FinetuneConfig
@@ -23,11 +24,11 @@ def parse(arguments: Sequence[str]) -> FinetuneConfig:
     return recipe_parse(FinetuneConfig, arguments)
 
 
-def run(config: FinetuneConfig) -> int:
-    """Train; returns the exit code."""
+def run(config: FinetuneConfig) -> RunOutcome:
+    """Train."""
     from dinocell import finetune
 
-    return run_stage(finetune.run, config)
+    return finetune.run(config)
 
 
 SPEC = StageSpec(name="finetune", parse=parse, plan=recipe_plan, run=run)

@@ -11,6 +11,7 @@ from dinocell.core.config import describe, load
 from dinocell.core.errors import ConfigError
 from dinocell.datasets.prepare.config import PrepareConfig
 from dinocell.datasets.prepare.convert import prepare
+from dinocell.training.outcome import RunOutcome
 
 PACKAGED = Path(__file__).parents[2] / "datasets" / "prepare" / "presets"
 """Recipes of an installed package: setup.py copies them there when it builds one."""
@@ -49,9 +50,9 @@ def main(argv: Sequence[str] | None = None, presets: Path = PRESETS) -> int:
     )
 
 
-def _run(config: PrepareConfig) -> int:
+def _run(config: PrepareConfig) -> RunOutcome:
     prepare(config)
-    return 0
+    return RunOutcome(folder=Path(config.out))
 
 
 def _help_text(presets: Path) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dinocell.cli.recipe import recipe_main, recipe_parse, recipe_plan, run_stage
+from dinocell.cli.recipe import recipe_main, recipe_parse, recipe_plan
 from dinocell.cluster.stages import StageSpec
+from dinocell.training.outcome import RunOutcome
 
 if TYPE_CHECKING:
     from dinocell.pretrain import PretrainConfig
@@ -23,11 +24,11 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
     return recipe_parse(PretrainConfig, arguments)
 
 
-def run(config: PretrainConfig) -> int:
-    """Train; returns the exit code."""
+def run(config: PretrainConfig) -> RunOutcome:
+    """Train."""
     from dinocell import pretrain
 
-    return run_stage(pretrain.run, config)
+    return pretrain.run(config)
 
 
 SPEC = StageSpec(name="ssl", parse=parse, plan=recipe_plan, run=run)

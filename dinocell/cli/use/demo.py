@@ -10,12 +10,13 @@ from typer import Option
 
 from dinocell.cli.arguments import words
 from dinocell.cli.options import call
+from dinocell.training.outcome import RunOutcome
 
 
 def _run(
     out: Annotated[Path, Option(help="Folder for the sample, the runs and the report.")] = Path("demo"),
     seed: Annotated[int, Option(help="Seed of the sample and of both trainings.")] = 0,
-) -> int:
+) -> RunOutcome:
     """The whole pipeline on an embedded sample: curate, pretrain, export, finetune, evaluate, segment, report."""
     from dinocell.demo.pipeline import run
 
@@ -24,4 +25,4 @@ def _run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return call(_run, "demo", words(argv))
+    return call(_run, "demo", words(argv)).exit_code

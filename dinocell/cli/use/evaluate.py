@@ -16,6 +16,7 @@ from dinocell.cli.options import call
 from dinocell.cluster.stages import Plan, Share, StageSpec
 from dinocell.core import log
 from dinocell.core.errors import ConfigError
+from dinocell.training.outcome import RunOutcome
 
 Split = Literal["train", "val", "test"]
 USAGE = "give a model and a dataset, or --labels DIR --predictions NAME=DIR"
@@ -141,14 +142,17 @@ def parse(arguments: Sequence[str]) -> EvaluateArguments:
 
 def plan(given: EvaluateArguments) -> Plan:
     """Folder and text of the settings."""
-    folder = Path(given.out).parent if Path(given.out).suffix == ".json" else Path(given.out)
     settings = yaml.safe_dump(dataclasses.asdict(given), sort_keys=False, allow_unicode=True)
     one_job = "" if isinstance(given, ModelArguments) else "label images are scored by one process; leave out --array"
-    return Plan(run_folder=folder, settings=settings, one_job=one_job)
+    return Plan(run_folder=_folder(given), settings=settings, one_job=one_job)
 
 
-def run(given: EvaluateArguments) -> int:
-    """Score; returns the exit code."""
+def _folder(given: EvaluateArguments) -> Path:
+    return Path(given.out).parent if Path(given.out).suffix == ".json" else Path(given.out)
+
+
+def run(given: EvaluateArguments) -> RunOutcome:
+    """Score."""
     return _evaluate(given)
 
 
@@ -161,20 +165,20 @@ def share(given: EvaluateArguments, part: Share) -> None:
         log.warning(problem)
 
 
-def merge(given: EvaluateArguments, count: int, since: float) -> int:
-    """Score what the tasks have segmented; returns the exit code."""
+def merge(given: EvaluateArguments, count: int, since: float) -> RunOutcome:
+    """Score what the tasks have segmented."""
     del count
     return _evaluate(given, keep_since=since)
 
 
-def _evaluate(given: EvaluateArguments, keep_since: float | None = None) -> int:
+def _evaluate(given: EvaluateArguments, keep_since: float | None = None) -> RunOutcome:
     from dinocell.evaluation import evaluate_model, score_folders
 
     if isinstance(given, ModelArguments):
         evaluate_model(**given.parameters(), keep_since=keep_since)
     else:
         score_folders(given.labels, given.predictions, given.ignore, given.out)
-    return 0
+    return RunOutcome(folder=_folder(given))
 
 
 SPEC = StageSpec(name="evaluate", parse=parse, plan=plan, run=run, share=share, merge=merge)
@@ -182,4 +186,4 @@ SPEC = StageSpec(name="evaluate", parse=parse, plan=plan, run=run, share=share, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run(parse(words(argv)))
+    return run(parse(words(argv))).exit_code

@@ -15,6 +15,7 @@ from dinocell.cli.arguments import words
 from dinocell.cli.options import call
 from dinocell.cluster.stages import Plan, Share, StageSpec
 from dinocell.core import log
+from dinocell.training.outcome import RunOutcome
 
 if TYPE_CHECKING:
     from dinocell.segmentation import SegmentOptions
@@ -120,11 +121,11 @@ def plan(given: SegmentArguments) -> Plan:
     return Plan(run_folder=given.out, settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def run(given: SegmentArguments) -> int:
-    """Segment; the exit code is 1 when an image has failed."""
+def run(given: SegmentArguments) -> RunOutcome:
+    """Segment; an image that fails is counted."""
     from dinocell import segmentation
 
-    return segmentation.run(**given.parameters()).exit_code
+    return RunOutcome(folder=given.out, failed=len(segmentation.run(**given.parameters()).failed))
 
 
 def share(given: SegmentArguments, part: Share) -> None:
@@ -135,12 +136,12 @@ def share(given: SegmentArguments, part: Share) -> None:
     segmentation.run(**given.parameters(), shard=shard)
 
 
-def merge(given: SegmentArguments, count: int, since: float) -> int:
-    """Join the tasks' summaries; the exit code is 1 when an image has failed."""
+def merge(given: SegmentArguments, count: int, since: float) -> RunOutcome:
+    """Join the tasks' summaries."""
     from dinocell import segmentation
 
     del since  # every task has a summary of its own
-    return 1 if segmentation.merge_shards(given.out, count) else 0
+    return RunOutcome(folder=given.out, failed=segmentation.merge_shards(given.out, count))
 
 
 SPEC = StageSpec(name="segment", parse=parse, plan=plan, run=run, share=share, merge=merge)
@@ -148,4 +149,4 @@ SPEC = StageSpec(name="segment", parse=parse, plan=plan, run=run, share=share, m
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run(parse(words(argv)))
+    return run(parse(words(argv))).exit_code

@@ -55,7 +55,7 @@ def test_every_turn_that_can_be_drawn_is_cached_once():
 @pytest.fixture(scope="module")
 def plain_losses(disks_dataset, tmp_path_factory, recipe) -> list[float]:
     """Of a run whose frozen backbone works in every step."""
-    return losses(run(recipe(disks_dataset, tmp_path_factory.mktemp("plain") / "run")))
+    return losses(run(recipe(disks_dataset, tmp_path_factory.mktemp("plain") / "run")).folder)
 
 
 def test_cached_training_has_the_losses_of_uncached_training(
@@ -71,7 +71,7 @@ def test_cached_training_has_the_losses_of_uncached_training(
             return stored_tokens(cache, z)
 
     monkeypatch.setattr(TokenCache, "tokens", without_backbone)
-    cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True)))
+    cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True)).folder)
     assert len(set(plain_losses)) == 5
     assert cached == pytest.approx(plain_losses, rel=1e-3)  # tokens are kept as float16
     # 6 images × 9 windows × 8 turns × 16 tokens × 192 numbers × 2 bytes
@@ -82,7 +82,7 @@ def test_cached_training_has_the_losses_of_uncached_training(
 
 def test_disk_is_bounded_and_the_rest_is_computed_in_every_step(disks_dataset, plain_losses, tmp_path, recipe):
     limit = 2.5 * 9 * 8 * 16 * 192 * 2  # two and a half images
-    cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True, cache_gb=limit / 2**30)))
+    cached = losses(run(recipe(disks_dataset, tmp_path, cache_tokens=True, cache_gb=limit / 2**30)).folder)
     assert len(list((tmp_path / "tokens").rglob("*.npy"))) == 2
     assert size_of(tmp_path / "tokens") <= limit
     assert cached == pytest.approx(plain_losses, rel=1e-3)

@@ -139,7 +139,7 @@ def test_probe_images_are_fixed_and_split(sources: Path, tmp_path: Path) -> None
 
 
 def test_a_run_logs_probes_keeps_its_best_teacher_and_exports_it(sources: Path, tmp_path: Path) -> None:
-    folder = run(recipe(sources, tmp_path / "run"))
+    folder = run(recipe(sources, tmp_path / "run")).folder
     rows = read_metrics(folder / "metrics.jsonl", "probe")
     assert [row["step"] for row in rows] == [0, 2, 4, 6]
     best = max(rows, key=lambda row: (row["probe_patch"], -row["step"]))
@@ -155,7 +155,7 @@ def test_probes_and_patch_tokens_go_to_tensorboard(sources: Path, tmp_path: Path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = dataclasses.replace(recipe(sources, tmp_path / "run", every=3), tensorboard=True)
-    events = EventAccumulator(str(run(config) / "tensorboard"))
+    events = EventAccumulator(str(run(config).folder / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("patch tokens")] == [0, 3, 6]
     assert any(tag.endswith("probe_patch") for tag in events.Tags()["scalars"])
@@ -163,7 +163,7 @@ def test_probes_and_patch_tokens_go_to_tensorboard(sources: Path, tmp_path: Path
 
 def test_a_run_without_improvement_stops_and_stays_stopped(sources: Path, tmp_path: Path, capsys: Any) -> None:
     config = recipe(sources, tmp_path / "run", best_by="knn_source", patience=1, every=1)  # 1.0 from the start
-    folder = run(config)
+    folder = run(config).folder
     assert [row["step"] for row in read_metrics(folder / "metrics.jsonl", "train")] == [1]
     assert "best knn_source 1.000 at step 0" in capsys.readouterr().out
     run(config)
