@@ -23,6 +23,8 @@ from dinocell.core.config import Settings, field
 from dinocell.images.geometry.symmetry import Turn
 from dinocell.labels.cells import Cells
 
+logger = logging.getLogger(__name__)
+
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
@@ -58,12 +60,16 @@ class Decoded:
     notes: tuple[str, ...] = ()
     details: str = ""
 
-    def announce(self, logger: logging.Logger) -> None:
-        """Log the details and print the notes as warnings."""
-        if self.details:
-            logger.info("%s", self.details)
+    def announce(self) -> None:
+        """Print the notes as warnings, and log the details."""
+        self.log_details()
         for note in self.notes:
             log.warning(note)
+
+    def log_details(self) -> None:
+        """Log the details, for those who show the notes themselves."""
+        if self.details:
+            logger.info("%s", self.details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +219,7 @@ class Objective(ABC):
     def decode(self, prediction: Array, frame: Frame | None = None) -> Labels:
         """Turn raw maps (K, H, W) into labels (H, W) int32 as `decode_with_notes` does, and print its notes."""
         decoded = self.decode_with_notes(prediction, frame)
-        decoded.announce(logging.getLogger(type(self).__module__))
+        decoded.announce()
         return decoded.labels
 
     @abstractmethod

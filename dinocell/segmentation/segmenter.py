@@ -201,8 +201,9 @@ class Segmenter:
                 continue
             prepared = (self.prepare(plane, options) for plane in group)
             for job, maps in self.predict(prepared):
-                _tell(job.plane, job.notes)
-                yield self.finish(job, maps, options)
+                result = self.finish(job, maps, options)
+                _tell(result.plane, result.notes)
+                yield result
 
     def place(self, size: tuple[int, int], scale: float = 1.0) -> Placement:
         """How the model sees an image of `size` (height, width) px, scaled by a factor."""
@@ -338,11 +339,15 @@ class Segmenter:
     def finish(self, job: Job, maps: Float32 | None, options: SegmentOptions) -> SegmentationResult:
         """Decode the maps at the input's size; thread-safe."""
         objective = build_objective(options.decoding(self.objective, job.placement.scale))
+        dropped: list[Note] = []
         if maps is None:
             labels: NDArray[Any] = np.zeros(job.placement.size, np.uint16)
         else:
             maps = job.placement.undo(maps)
-            labels = objective.decode(maps)
+            decoded = objective.decode_with_notes(maps)
+            decoded.log_details()
+            dropped = [Note(text=text, severity="warning") for text in decoded.notes]
+            labels = decoded.labels
             if job.invalid is not None:
                 labels[job.invalid] = 0
             labels = compact_dtype(labels)
@@ -355,7 +360,7 @@ class Segmenter:
             maps=maps,
             objective=objective,
             plane=job.plane,
-            notes=job.notes,
+            notes=(*job.notes, *dropped),
             embeddings=embeddings,
         )
 

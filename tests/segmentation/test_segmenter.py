@@ -72,6 +72,19 @@ def test_windows_run_once_each(make_oracle: Make, make_disks: Make) -> None:
     assert sorted(segmenter.model.windows) == [(0, 0), (0, 48), (2, 0), (2, 48)]
 
 
+def test_a_cell_dropped_for_its_size_is_noted_once(make_oracle: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    y, x = np.mgrid[:96, :96] - 48
+    truth = (y**2 + x**2 <= 40**2).astype(np.int32)
+    image, segmenter = make_oracle(truth)
+    result = segmenter.segment(image)
+    (note,) = result.notes
+    assert result.count == 0 and note.severity == "warning" and "raise max_size_fraction" in note.text
+    out, err = (" ".join(text.split()) for text in capsys.readouterr())
+    assert err.count("raise max_size_fraction") == 1 and "max_size_fraction" not in out
+    kept = segmenter.segment(image, max_size_fraction=1.0)
+    assert kept.count == 1 and kept.notes == ()
+
+
 def test_other_tilings_give_the_same_cells(make_oracle: Make, make_disks: Make, cells_agree: Make) -> None:
     truth = make_disks((150, 150))
     results = [make_oracle(truth, window=window) for window in (48, 64, 150)]

@@ -6,7 +6,6 @@ docs/objectives.md says where the algorithms differ and why.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -22,8 +21,6 @@ from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, O
 from dinocell.objectives.flows import walk
 from dinocell.objectives.flows.seeds import label_sinks
 from dinocell.objectives.flows.targets import Variant, flow_errors, masks_to_flows
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +120,7 @@ def flows_to_masks(
     """Decode flows into labels.
 
     Masks dropped for their size are named in a warning; everything else dropped is counted in an INFO record of the
-    logger `dinocell.objectives.flows.objective`, and returned by `decode_flows`.
+    logger `dinocell.objectives.base`, and returned by `decode_flows`.
 
     Args:
         flows: (2, H, W) dy then dx at unit scale (divide by `flow_scale` first), any float dtype.
@@ -152,7 +149,7 @@ def flows_to_masks(
         flow_variant=variant,
     )
     decoded = _with_notes(*decode_flows(flows, probability, config, threads=threads), config)
-    decoded.announce(logger)
+    decoded.announce()
     return decoded.labels
 
 

@@ -8,7 +8,6 @@ and the block decoded again. So no cell is cut, found twice or lost, and nothing
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +18,6 @@ from scipy import ndimage
 from dinocell.core import log
 from dinocell.images.mapped import copy_by_bands
 from dinocell.objectives import Decoded, Frame, Objective, ObjectiveConfig, build_objective
-
-logger = logging.getLogger(__name__)
 
 BLOCK = 2048
 HALO = 256
@@ -114,7 +111,7 @@ def _decode_core(
             )
             break
         halo *= 2
-    decoded.announce(logger)
+    decoded.announce()
     for number, box in enumerate(boxes, start=1):
         mask = labels[box] == number
         top, left = region.y0 + box[0].start, region.x0 + box[1].start
