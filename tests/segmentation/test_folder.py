@@ -87,7 +87,7 @@ def test_everything_good_exits_with_zero(tmp_path: Path, segmenter: Segmenter) -
 
 def test_an_impossible_threshold_is_refused_before_any_image(tmp_path: Path, segmenter: Segmenter) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), np.uint8))
-    with pytest.raises(ConfigError, match=r"threshold: must lie between 0 and 1, got 1\.4"):
+    with pytest.raises(ConfigError, match=r"threshold: must be above 0 and below 1, got 1\.4"):
         run([tmp_path / "a.tif"], tmp_path / "out", segmenter, threshold=1.4)
     assert not (tmp_path / "out").exists()
 
