@@ -34,6 +34,7 @@ from dinocell.evaluation.baseline import otsu_watershed
 from dinocell.finetune import FinetuneConfig, run
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.read import read_image
+from dinocell.models import ModelCard
 from dinocell.report.charts import PALETTE
 from dinocell.training.progress import read_metrics
 
@@ -131,13 +132,13 @@ def train_and_score(
 
 def training_facts(folder: Path) -> dict[str, Any]:
     """Minutes trained, the step that was kept, the chosen decoding and the score on the val split."""
-    meta = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    card = ModelCard.read(folder / "model")
     train = read_metrics(folder / "metrics.jsonl", "train")
     return {
         "minutes": train[-1]["seconds"] / 60 if train else 0.0,
-        "kept_step": meta["training"]["step"],
-        "val": meta["validation"]["mean"],
-        "tuning": meta["validation"]["tuning"],
+        "kept_step": card.training.step,
+        "val": card.validation.mean,
+        "tuning": card.validation.tuning,
     }
 
 

@@ -26,6 +26,7 @@ import shutil
 import statistics
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,14 @@ from dinocell.core import log
 from dinocell.core.config import load as load_config
 from dinocell.core.errors import ConfigError, DataError, run_main
 from dinocell.core.files import AtomicFolder, atomic_write_text, sha256_of
+from dinocell.core.records import as_json
 from dinocell.datasets.labelled import open_dataset
 from dinocell.evaluation import evaluate_model
 from dinocell.finetune import FinetuneConfig
-from dinocell.models import halve_model_folder
+from dinocell.models import ModelCard, halve_model_folder
+from dinocell.models.folder import WEIGHTS_NAME, is_model_folder
 from dinocell.models.packaged import find_model, model_info
+from dinocell.models.training_record import ScoreTable, Training
 from dinocell.segmentation import load_model
 from dinocell.training.progress import read_metrics
 
@@ -67,18 +71,21 @@ def main() -> None:
     for root in given.test:
         name, entry = scored(draft, root, given.work, given.device)
         found[name] = entry
-    meta = with_sources(read_meta(draft), given.like or given.out)
-    meta = described(meta, found, draft, given.licence)
-    atomic_write_text(draft / "config.json", json.dumps(meta, indent=2) + "\n")
+    like = given.like or given.out
+    known = ModelCard.read(like).training if is_model_folder(like) else Training()
+    card = ModelCard.read(draft)
+    card = replace(card, training=with_sources(card.training, known), licence=given.licence)
+    card = replace(card, test=test_scores(card, found, draft))
+    card.write(draft)
     old = given.card or given.out / "README.md"
     text = old.read_text(encoding="utf-8") if old.is_file() else new_card(given.out.name)
     run = source.parent if source.name == "model" else source
-    for card in draft.glob("*.md"):
-        card.unlink()
-    atomic_write_text(draft / "README.md", with_sections(text, meta, found, draft, run))
+    for file in draft.glob("*.md"):
+        file.unlink()
+    atomic_write_text(draft / "README.md", with_sections(text, card, found, draft, run))
     load_model(draft)  # what does not load is not put in place
     put(draft, given.out)
-    log.info(f"{given.out}: {meta['test']['mean']}")
+    log.info(f"{given.out}: {card.test.mean}")
 
 
 def parse() -> argparse.Namespace:
@@ -98,27 +105,17 @@ def parse() -> argparse.Namespace:
     return given
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder; empty where there is none."""
-    file = folder / "config.json"
-    meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return meta
-
-
-def with_sources(meta: dict[str, Any], like: Path) -> dict[str, Any]:
-    """The configuration with modality, licence and source of the training data, where another model knows them."""
-    training = meta.get("training", {})
-    known = {entry["name"]: entry for entry in read_meta(like).get("training", {}).get("datasets", [])}
+def with_sources(training: Training, like: Training) -> Training:
+    """The training with modality, licence and source of its data, where another model's training knows them."""
+    known = {data.name: data for data in like.datasets}
     datasets = []
-    for entry in training.get("datasets", []):
-        other = known.get(entry["name"], {})
-        lacks = [key for key in ("modality", "licence", "source") if entry.get(key, "unknown") in ("", "unknown")]
-        datasets.append({**entry, **{key: other[key] for key in lacks if key in other}})
-        if datasets[-1].get("licence", "unknown") in ("", "unknown"):
-            log.warning(
-                f"{entry['name']}: its licence is not known; name it in dataset.yaml or --like a model that does"
-            )
-    return {**meta, "training": {**training, "datasets": datasets}}
+    for data in training.datasets:
+        other = known.get(data.name, data)
+        unknown = [key for key in ("modality", "licence", "source") if getattr(data, key) in ("", "unknown")]
+        datasets.append(replace(data, **{key: getattr(other, key) for key in unknown}))
+        if datasets[-1].licence in ("", "unknown"):
+            log.warning(f"{data.name}: its licence is not known; name it in dataset.yaml or --like a model that does")
+    return replace(training, datasets=tuple(datasets))
 
 
 # ---- scores ----
@@ -130,10 +127,10 @@ def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[s
     Raises:
         DataError: an image could not be segmented, so the scores would be of others.
     """
-    weights = sha256_of(model / "model.safetensors")
-    settings = read_meta(model)
+    weights = sha256_of(model / WEIGHTS_NAME)
+    card = ModelCard.read(model)
     decoding = json.dumps(
-        [settings.get(key) for key in ("objective", "preprocess", "rescale", "overlap", "views", "training")]
+        as_json([card.objective, card.preprocess, card.rescale, card.overlap, card.views, card.training])
     )
     name = open_dataset(root, "test")[0].dataset.name
     folder = work / weights[:12] / name
@@ -156,9 +153,9 @@ def scored(model: Path, root: str, work: Path, device: str) -> tuple[str, dict[s
     }
 
 
-def described(meta: dict[str, Any], found: dict[str, dict[str, Any]], model: Path, licence: str) -> dict[str, Any]:
-    """config.json with `test` and `licence`. The means are over the datasets the model was trained on."""
-    trained = [entry["name"] for entry in meta.get("training", {}).get("datasets", [])]
+def test_scores(card: ModelCard, found: dict[str, dict[str, Any]], model: Path) -> ScoreTable:
+    """Scores for the card. The means are over the datasets that the model was trained on."""
+    trained = [data.name for data in card.training.datasets]
     known = [name for name in found if name in trained] or list(found)
 
     def table(kind: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -170,17 +167,14 @@ def described(meta: dict[str, Any], found: dict[str, dict[str, Any]], model: Pat
             k: round(statistics.fmean(row[k] for row in rows), 4) for k in SCORES if None not in [r[k] for r in rows]
         }
 
-    test = {
-        "mean": mean("macro"),
-        "mean_is": MACRO_IS,
-        "by_dataset": table("macro", known),
+    further = {
         "pooled": {"mean": mean("pooled"), "by_dataset": table("pooled", known)},
         "not_trained_on": table("macro", [name for name in found if name not in known]),
         "images": {name: found[name]["images"] for name in found},
-        "weights_sha256": sha256_of(model / "model.safetensors"),
+        "weights_sha256": sha256_of(model / WEIGHTS_NAME),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    return {**meta, "test": test, "licence": licence}
+    return ScoreTable(mean=mean("macro"), mean_is=MACRO_IS, by_dataset=table("macro", known), other=further)
 
 
 # ---- card ----
@@ -192,11 +186,11 @@ def new_card(name: str) -> str:
     return f"# {name}\n\n{use}\n\n## Training\n\n## Where it fails\n"
 
 
-def with_sections(text: str, meta: dict[str, Any], found: dict[str, dict[str, Any]], model: Path, run: Path) -> str:
+def with_sections(text: str, card: ModelCard, found: dict[str, dict[str, Any]], model: Path, run: Path) -> str:
     """The card with the sections and the table of this script; everything else as it was."""
-    text = replaced(text, "Network and run", run_section(meta, model, run), before="Training")
-    text = replaced(text, "Scores on the test splits", score_section(meta, found), before="Where it fails")
-    data = "\n".join(data_table(meta))
+    text = replaced(text, "Network and run", run_section(model, run), before="Training")
+    text = replaced(text, "Scores on the test splits", score_section(card, found), before="Where it fails")
+    data = "\n".join(data_table(card.training))
     pattern = re.compile(r"^\| labelled data \|.*\n(?:\|.*\n?)*", re.MULTILINE)
     if pattern.search(text):
         return pattern.sub(lambda _: data + "\n", text, count=1)
@@ -215,18 +209,16 @@ def replaced(text: str, heading: str, body: str, *, before: str) -> str:
     return (lead + section + text[at:]).rstrip() + "\n"
 
 
-def run_section(meta: dict[str, Any], model: Path, run: Path) -> str:
+def run_section(model: Path, run: Path) -> str:
     """What config.json, config.yaml and metrics.jsonl tell of the network and of its last training."""
-    info, training = model_info(model), meta.get("training", {})
-    network = f"{info.backbone}, {info.parameters / 1e6:.1f} M parameters, {info.objective}"
-    window = f"windows of {info.crop_size} px with {meta.get('overlap')} px of overlap"
-    if meta.get("views", 1) > 1:
-        window += f", each in {meta['views']} views"
+    info = model_info(model)
+    card, training = info.card, info.card.training
+    network = f"{info.backbone}, {info.parameters / 1e6:.1f} M parameters, {card.objective.kind}"
+    window = f"windows of {card.crop_size} px with {card.overlap} px of overlap"
+    if card.views > 1:
+        window += f", each in {card.views} views"
     lines = [f"{network}, {window}; {info.bytes / 1e6:.1f} MB ({info.dtype}).", ""]
-    objective = meta.get("objective", {})
-    chosen = ", ".join(
-        f"{key} {objective[key]:g}" for key in ("threshold", "flow_error", "min_size") if key in objective
-    )
+    chosen = ", ".join(f"{key} {getattr(card.objective, key):g}" for key in ("threshold", "flow_error", "min_size"))
     if (run / "config.yaml").is_file():
         roots = load_config(FinetuneConfig, str(run / "config.yaml"), []).data.root
         data = f"data.root=[{','.join(f'DATA/{Path(root).name}' for root in roots)}]"
@@ -235,8 +227,8 @@ def run_section(meta: dict[str, Any], model: Path, run: Path) -> str:
     rows = read_metrics(run / "metrics.jsonl", "train")
     took = f"{rows[-1]['seconds'] / 3600:.1f} h, {rows[-1]['step']} steps; " if rows and "seconds" in rows[-1] else ""
     lines.append(
-        f"{took}the model of step {training.get('step')} was kept; seed {training.get('seed')}, started from "
-        f"{training.get('initial_weights')}, {training.get('date')}, torch {training.get('torch')}. Decoding: {chosen}."
+        f"{took}the model of step {training.step} was kept; seed {training.seed}, started from "
+        f"{training.initial_weights}, {training.date}, torch {training.torch}. Decoding: {chosen}."
     )
     return "\n".join(filled(line) for line in lines)
 
@@ -246,17 +238,16 @@ def filled(line: str) -> str:
     return line if line.startswith(("|", "python", "    ")) else textwrap.fill(line, 120, break_on_hyphens=False)
 
 
-def data_table(meta: dict[str, Any]) -> list[str]:
+def data_table(training: Training) -> list[str]:
     """The labelled data the model was trained on."""
     lines = ["| labelled data | modality | training images | licence | source |", "|---|---|---|---|---|"]
-    keys = ("name", "modality", "train_images", "licence", "source")
-    entries = meta.get("training", {}).get("datasets", [])
-    return [*lines, *(f"| {' | '.join(str(entry.get(key, '')) for key in keys)} |" for entry in entries)]
+    rows = (f"| {d.name} | {d.modality} | {d.train_images} | {d.licence} | {d.source} |" for d in training.datasets)
+    return [*lines, *rows]
 
 
-def score_section(meta: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+def score_section(card: ModelCard, found: dict[str, dict[str, Any]]) -> str:
     """Two tables (mean over images, pooled), the differences from Otsu with intervals, and what loses to Otsu."""
-    trained = set(meta["test"]["by_dataset"])
+    trained = set(card.test.by_dataset)
     lines = [SCORES_NOTE, ""]
     for kind, words in KINDS.items():
         what = "each image counts the same" if kind == "macro" else "each cell counts the same"

@@ -279,7 +279,7 @@ def segment_and_score(
 
 def known_diameter(model: Segmenter, truth: Any, limits: DataConfig) -> float | None:
     """What to tell the model of an image's cells (px) so that it scales the image as the training did."""
-    trained = (model.meta.get("training") or {}).get("diameter")
+    trained = model.card.training.diameter
     if not limits.rescales or not trained:
         return None
     return float(trained) / cell_scale(truth, limits)

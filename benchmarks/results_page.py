@@ -32,6 +32,7 @@ from dinocell.images.gray.contrast import to_uint8
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
 from dinocell.models import VisionTransformer, load_backbone, load_model_folder
+from dinocell.models.folder import is_model_folder
 from dinocell.pretrain import PretrainConfig
 from dinocell.pretrain.monitor.probes import central
 from dinocell.pretrain.report import patch_tokens
@@ -206,7 +207,7 @@ def _pca_figure(given: argparse.Namespace, results: list[Result], path: Path) ->
     backbones: dict[str, VisionTransformer] = {}
     for start in dict.fromkeys(text.partition("=")[0] for text in given.start):
         folder = Path(first[start].facts["run"]) / "model" if start in first else Path("absent")
-        if not (folder / "config.json").is_file():
+        if not is_model_folder(folder):
             continue
         tuned = load_model_folder(folder)[0].backbone.eval()
         file = dict(text.partition("=")[::2] for text in given.start)[start]

@@ -42,7 +42,7 @@ from dinocell.images.listing import list_images
 from dinocell.images.planes import iter_planes, loaded, open_image
 from dinocell.images.read import read_image
 from dinocell.metrics import maximum_matching_accuracy
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig
 from dinocell.objectives import build_objective
 from dinocell.predict.runner import evaluating
 from dinocell.segmentation import Segmenter, SegmentOptions, load_model
@@ -176,8 +176,7 @@ def open_segmenter(arguments: argparse.Namespace, precision: Any) -> Segmenter:
     torch.manual_seed(0)
     backbone = VisionTransformer(ViTConfig(arch=arguments.arch, patch_size=8, image_size=arguments.input_size))
     model = SegmentationModel(backbone, DecoderConfig(), 3, 512, arguments.input_size)
-    meta = {"crop_size": 512, "objective": {"kind": "flows"}}
-    return Segmenter(Replaced(model), meta, device=arguments.device, precision=precision)
+    return Segmenter(Replaced(model), ModelCard(crop_size=512), device=arguments.device, precision=precision)
 
 
 Timed = tuple[dict[str, float], NDArray[Any], int, Callable[[Path], None]]

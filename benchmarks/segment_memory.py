@@ -35,7 +35,8 @@ from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.contrast import to_uint8
 from dinocell.images.listing import list_images
 from dinocell.images.read import read_image
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig
+from dinocell.objectives import ObjectiveConfig
 from dinocell.segmentation import Segmenter, run
 
 TILE = 512
@@ -115,8 +116,8 @@ def fold(position: NDArray[np.int64], length: int) -> NDArray[np.int64]:
 def measure(file: Path) -> dict[str, Any]:
     """Segment the file in this process; peak MiB, seconds and cells."""
     torch.manual_seed(0)
-    meta = {"crop_size": 512, "overlap": 128, "objective": {"kind": "flows", "flow_error": 0.0}}
-    segmenter = Segmenter(Uphill(), meta, device="cpu", precision="float32")
+    card = ModelCard(crop_size=512, objective=ObjectiveConfig(flow_error=0.0))
+    segmenter = Segmenter(Uphill(), card, device="cpu", precision="float32")
     segmenter.large_pixels = 0  # 8,000² would still fit into memory
     anonymous, peak, done = [0], [0], threading.Event()
 

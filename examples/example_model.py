@@ -7,6 +7,7 @@ from pathlib import Path
 from dinocell import finetune
 from dinocell.core.config import from_dict
 from dinocell.datasets.synthetic.sample import write_sample
+from dinocell.models.folder import is_model_folder
 from dinocell.models.packaged import default_model
 
 
@@ -21,7 +22,7 @@ def model_for_examples(folder: Path, quick: bool = False) -> str:
     if packaged is not None:
         return packaged
     done = folder / "tiny_model" / "model"
-    if (done / "config.json").is_file():
+    if is_model_folder(done):
         return str(done)
     print("No packaged model in this installation: a tiny one is trained on synthetic cells.")
     sample, size = folder / "sample", 64 if quick else 256

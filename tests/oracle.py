@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from dinocell.images.gray.preprocess import PreprocessConfig
+from dinocell.models import ModelCard
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.segmentation import Segmenter
-
-Meta = dict[str, Any]
 
 
 class Oracle(nn.Module):
@@ -36,10 +36,10 @@ def index_image(size: tuple[int, int]) -> np.ndarray:
     return np.arange(size[0] * size[1], dtype=np.float32).reshape(size)
 
 
-def meta(window: int, **objective: Any) -> Meta:
-    """A model's configuration with a preprocessing that keeps the index readable."""
-    keep = {"clahe": False, "percentile_low": 0.0, "percentile_high": 100.0}
-    return {"crop_size": window, "preprocess": keep, "objective": objective}
+def card(window: int, objective: ObjectiveConfig) -> ModelCard:
+    """A model card with a preprocessing that keeps the index readable."""
+    keep = PreprocessConfig(clahe=False, percentile_low=0.0, percentile_high=100.0)
+    return ModelCard(crop_size=window, preprocess=keep, objective=objective)
 
 
 def disks(size: tuple[int, int], radius: int = 9, pitch: int = 23, seed: int = 0) -> np.ndarray:
@@ -64,6 +64,7 @@ def same_cells(first: np.ndarray, second: np.ndarray) -> bool:
 
 def build(labels: np.ndarray, window: int = 64, batch_size: int = 3, **objective: Any) -> tuple[np.ndarray, Segmenter]:
     """(image, segmenter) for known labels: the segmenter must give the labels back."""
-    model = Oracle(labels, ObjectiveConfig(**objective))
+    config = ObjectiveConfig(**objective)
+    model = Oracle(labels, config)
     settings = {"device": "cpu", "precision": "float32", "batch_size": batch_size}
-    return index_image(labels.shape), Segmenter(model, meta(window, **objective), **settings)
+    return index_image(labels.shape), Segmenter(model, card(window, config), **settings)

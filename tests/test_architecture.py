@@ -20,8 +20,8 @@ ROOMS: dict[str, set[str]] = {
     "labels": {"core", "images"},
     "datasets": {"core", "images", "labels"},
     "curation": {"core", "images"},
-    "models": {"core", "training"},
     "objectives": {"core", "images", "labels"},
+    "models": {"core", "training", "images", "objectives"},
     "report": {"core", "images", "labels"},
     "predict": {"core", "images", "labels", "models", "objectives"},
     "segmentation": {"core", "images", "labels", "models", "objectives", "predict", "report"},
@@ -37,7 +37,6 @@ ROOMS: dict[str, set[str]] = {
         "objectives",
         "report",
         "predict",
-        "segmentation",
     },
     "evaluation": {"core", "metrics", "images", "labels", "datasets", "models", "report", "segmentation"},
     "export": {

@@ -133,7 +133,7 @@ def _train(out: Path, config: AdaptConfig) -> tuple[int, list[dict[str, Any]]]:
     """Everything but the judgement; returns the step of the best teacher (0: stage 1 improved nothing), the probes."""
     model = load_model(config.start, device=config.finetune.device)
     found = images_scale(model, config)
-    config = at_scale(config, found, model.meta)
+    config = at_scale(config, found, model.card)
     _step(1, "curate: the sharpest crops of your images")
     _once(out / "crops" / "done.json", lambda: curation.run(config.curate))
     if not config.labels:
@@ -271,14 +271,13 @@ def _choose(out: Path, config: AdaptConfig, verdict: Verdict) -> Path:
         "control": out / "control" / "model",
     }[verdict.choice]
     target = out / "model"
+    adaptation = {
+        "from": Path(config.start).name,
+        "choice": verdict.choice,
+        "helped": verdict.helped,
+        "why": list(verdict.sentences),
+    }
     with AtomicFolder(target) as fresh:
         shutil.copytree(source, fresh, dirs_exist_ok=True)
-        meta = json.loads((fresh / "config.json").read_text(encoding="utf-8"))
-        meta["adaptation"] = {
-            "from": Path(config.start).name,
-            "choice": verdict.choice,
-            "helped": verdict.helped,
-            "why": list(verdict.sentences),
-        }
-        atomic_write_text(fresh / "config.json", json.dumps(meta, indent=2) + "\n")
+        replace(models.ModelCard.read(fresh), adaptation=adaptation).write(fresh)
     return target

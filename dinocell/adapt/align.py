@@ -58,10 +58,10 @@ def adapted_model(config: AdaptConfig, train: Callable[[], object]) -> Path:
 
 def swap_backbone(config: AdaptConfig, folder: Path) -> None:
     """The original model with the best teacher as its backbone."""
-    model, meta = load_model_folder(find_model(config.start))
+    model, card = load_model_folder(find_model(config.start))
     teacher = load_backbone(Path(config.pretrain.output_dir) / "backbone.safetensors", in_channels=None)
     model.backbone.load_state_dict(teacher.state_dict())
-    save_model(folder, model, meta)
+    save_model(folder, model, card)
 
 
 def agreement(model: Path, config: AdaptConfig) -> float:

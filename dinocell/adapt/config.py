@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from dinocell.core.config import Settings, field, load
 from dinocell.core.errors import ConfigError
 from dinocell.curation import CurateConfig
 from dinocell.finetune import FinetuneConfig
+from dinocell.models import ModelCard
 from dinocell.pretrain import PretrainConfig
-from dinocell.segmentation.diameter import training_diameters
 
 STEPS = 300
 CROPS = 256  # as many crops as a few hundred steps can make use of
@@ -55,7 +55,7 @@ def make_config(
     start: str,
     out: str | Path,
     *,
-    meta: Mapping[str, Any],
+    card: ModelCard,
     count: int,
     labels: Sequence[str] = (),
     steps: int = STEPS,
@@ -67,7 +67,7 @@ def make_config(
 
     Args:
         images, start, out, labels: as the fields of `AdaptConfig`.
-        meta: the model's config.json.
+        card: of the model.
         count: number of image files.
         steps: longest stage 1, optimizer steps; every schedule is a share of it.
 
@@ -82,42 +82,39 @@ def make_config(
         "start": start,
         "out": str(out),
         "labels": list(labels),
-        "curate": _curate(images, folder / "crops", meta, count),
-        "pretrain": _pretrain(folder, meta, labels, steps, seed, device),
-        "finetune": _finetune(folder, start, meta, labels, seed, device),
+        "curate": _curate(images, folder / "crops", card, count),
+        "pretrain": _pretrain(folder, card, labels, steps, seed, device),
+        "finetune": _finetune(folder, start, card, labels, seed, device),
     }
     return load(AdaptConfig, None, overrides, base=base)
 
 
-def crop_side(meta: Mapping[str, Any]) -> int:
+def crop_side(card: ModelCard) -> int:
     """Side of a curated crop, px: what the model sees at once, and enough for stage 1's largest crops."""
-    scale = meta["input_size"] / meta["crop_size"]
-    return max(int(meta["crop_size"]), round(1.5 * GLOBAL_PATCHES * meta["backbone"]["patch_size"] / scale))
+    scale = card.input_size / card.crop_size
+    return max(card.crop_size, round(1.5 * GLOBAL_PATCHES * card.backbone.patch_size / scale))
 
 
-def _curate(images: Sequence[str], out: Path, meta: Mapping[str, Any], count: int) -> dict[str, Any]:
+def _curate(images: Sequence[str], out: Path, card: ModelCard, count: int) -> dict[str, Any]:
     per_image = min(max(-(-CROPS // max(count, 1)), 1), 16)
-    return {"sources": list(images), "out": str(out), "size": crop_side(meta), "crops_per_image": per_image}
+    return {"sources": list(images), "out": str(out), "size": crop_side(card), "crops_per_image": per_image}
 
 
-def _pretrain(
-    out: Path, meta: Mapping[str, Any], labels: Sequence[str], steps: int, seed: int, device: str
-) -> dict[str, Any]:
-    vit = meta["backbone"]
-    patch = int(vit["patch_size"])
+def _pretrain(out: Path, card: ModelCard, labels: Sequence[str], steps: int, seed: int, device: str) -> dict[str, Any]:
+    patch = card.backbone.patch_size
     large, small = GLOBAL_PATCHES * patch, LOCAL_PATCHES * patch
     return {
         "output_dir": str(out / "stage1"),
         "weights": str(out / "start" / "backbone.safetensors"),
         "seed": seed,
         "device": device,
-        "model": {**vit, "drop_path": 0.0},
+        "model": {**asdict(card.backbone), "drop_path": 0.0},
         "data": {"root": [str(out / "crops")], "workers": 1},
         "augment": {
             "global_size": large,
             "local_size": small,
             "local_crops": 4,
-            **crop_spans(meta, crop_side(meta)),
+            **crop_spans(card, crop_side(card)),
             "vertical_flip": 0.5,
             "rotate90": True,
         },
@@ -149,10 +146,10 @@ def _pretrain(
     }
 
 
-def crop_spans(meta: Mapping[str, Any], side: float) -> dict[str, list[float]]:
+def crop_spans(card: ModelCard, side: float) -> dict[str, list[float]]:
     """`global_scale` and `local_scale` of stage 1 for curated crops of `side` px at the scale of the model's window."""
-    patch = int(meta["backbone"]["patch_size"])
-    side *= meta["input_size"] / meta["crop_size"]
+    patch = card.backbone.patch_size
+    side *= card.input_size / card.crop_size
     return {
         "global_scale": _span(GLOBAL_PATCHES * patch / side, GLOBAL_SPAN),
         "local_scale": _span(LOCAL_PATCHES * patch / side, LOCAL_SPAN),
@@ -165,15 +162,10 @@ def _span(side_share: float, span: tuple[float, float]) -> list[float]:
     return [round(min(low, 0.5), 4), round(high, 4)]
 
 
-def _finetune(
-    out: Path, start: str, meta: Mapping[str, Any], labels: Sequence[str], seed: int, device: str
-) -> dict[str, Any]:
+def _finetune(out: Path, start: str, card: ModelCard, labels: Sequence[str], seed: int, device: str) -> dict[str, Any]:
     data: dict[str, Any] = {"root": list(labels) or [str(out / "pseudo")]}
-    trained = training_diameters(meta)
-    if trained is not None and meta.get("rescale") == "auto" and not labels:
-        # The model's own labels are at its scale already: a limit that no image reaches keeps them, and the result
-        # still estimates the scale of new images.
-        data["max_diameter"] = 8 * trained.largest
+    if card.rescales and card.training.diameters is not None and not labels:
+        data["at_model_scale"] = True  # the crops with the model's own labels were brought to its scale
     return {
         "output_dir": str(out / "aligned"),
         "start": start,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.images.listing import list_images
 from dinocell.images.read import read_image
+from dinocell.models import ModelCard
 from dinocell.predict.large.regions import WholePicture
 from dinocell.segmentation import SegmentationResult, Segmenter
-from dinocell.segmentation.diameter import training_diameters
 
 LOOKED_AT = 6  # images
 SIDE = 1536  # of the part looked at, px
@@ -66,12 +66,12 @@ def images_scale(model: Segmenter, config: AdaptConfig) -> ImageScale:
 def _find(model: Segmenter, config: AdaptConfig) -> ImageScale:
     images = _some(config.images)
     side = min((min(image.shape) for image in images), default=0)
-    trained = training_diameters(model.meta)
+    trained = model.card.training.diameters
     if trained is not None and config.diameter:
         scale = trained.scale_for(config.diameter)
         log.info(f"cells of {config.diameter:g} px, as given: images are scaled by {scale:.3g}")
         return ImageScale(scale=_rounded(scale), diameter=config.diameter, side=side)
-    if trained is None or model.meta.get("rescale") != "auto":
+    if trained is None or not model.card.rescales:
         return ImageScale(scale=1.0, diameter=None, side=side)
     looks = [model.estimate_diameter(WholePicture(preprocess_plane(image, model.preprocess))) for image in images]
     sure = [look for look in looks if look.diameter is not None]
@@ -109,7 +109,7 @@ def _some(sources: Sequence[str]) -> list[NDArray[Any]]:
     return found
 
 
-def at_scale(config: AdaptConfig, found: ImageScale, meta: Mapping[str, Any]) -> AdaptConfig:
+def at_scale(config: AdaptConfig, found: ImageScale, card: ModelCard) -> AdaptConfig:
     """The settings with crops that show as much as the model sees at once, at the scale of these images."""
     if found.scale == 1:
         return config
@@ -117,7 +117,7 @@ def at_scale(config: AdaptConfig, found: ImageScale, meta: Mapping[str, Any]) ->
     if not found.side or size <= found.side:
         return replace(config, curate=replace(config.curate, size=size))
     size = max(found.side, min(config.curate.size, size))  # smaller images: less of them fits into a crop
-    spans = crop_spans(meta, size * found.scale)
+    spans = crop_spans(card, size * found.scale)
     large, small = (tuple(spans[name]) for name in ("global_scale", "local_scale"))
     augment = replace(config.pretrain.augment, global_scale=(large[0], large[1]), local_scale=(small[0], small[1]))
     pretrain = replace(config.pretrain, augment=augment)

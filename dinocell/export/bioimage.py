@@ -11,7 +11,7 @@ import io
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from dinocell.images.planes import iter_planes, loaded, open_image
 from dinocell.metrics import maximum_matching_accuracy
 from dinocell.models import SegmentationModel
 from dinocell.models.packaged import export_folder, find_model
+from dinocell.models.training_record import Training
 from dinocell.objectives import build_objective
 from dinocell.report.overlays import overlay, to_rgb
 from dinocell.segmentation.segmenter import Segmenter
@@ -105,7 +106,7 @@ def export_bioimage(
         model: a model folder, a run folder of fine-tuning, a packaged name; None for the default model.
         out: the .zip, or a folder for `NAME.zip`; default: inside the model folder, or the working
             directory for a packaged model.
-        about: authors, licence and name; licence and name may stand in the model's config.json.
+        about: authors, licence and name; the licence may be on the model card.
         image: test image, at least as large as the model's window, whose middle is taken; default: a generated one.
 
     Raises:
@@ -115,7 +116,7 @@ def export_bioimage(
     require(("bioimageio.core", *NEEDED, "onnxruntime"), "bioimage")
     folder = find_model(model)
     segmenter = Segmenter(folder, device="cpu", precision="float32")
-    about = _complete(about or About(), segmenter.meta, folder)
+    about = _complete(about or About(), segmenter.card.licence, folder)
     sample = _sample(image, segmenter.runner.window)
     target = Path(out) if out is not None else export_folder(folder)
     target = target if target.suffix == ".zip" else target / f"{about.name.replace(' ', '_')}.zip"
@@ -134,9 +135,9 @@ def export_bioimage(
     return written
 
 
-def _complete(about: About, meta: Mapping[str, Any], folder: Path) -> About:
+def _complete(about: About, licence: str, folder: Path) -> About:
     name = about.name or f"DINOCell {folder.parent.name if folder.name == 'model' else folder.name}"
-    licence = about.licence or str(meta.get("licence", ""))
+    licence = about.licence or licence
     if not about.authors:
         raise ConfigError("author: a package names who made the model: --author 'A. Name' (several times for several)")
     if not licence:
@@ -203,7 +204,7 @@ def _write_files(
     np.save(folder / "test_input.npy", sample[None, None])
     np.save(folder / "test_output.npy", maps[None])
     atomic_write_bytes(folder / "cover.png", _cover(sample, labels))
-    facts = describe(segmenter.model, segmenter.meta)
+    facts = describe(segmenter.card)
     (folder / "README.md").write_text(_readme(segmenter, about, facts, onnx, agreement), encoding="utf-8")
     rdf = _rdf(folder, segmenter, about, facts, onnx)
     (folder / "rdf.yaml").write_text(yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -290,7 +291,7 @@ def _readme(segmenter: Segmenter, about: About, facts: Mapping[str, Any], onnx: 
         f"on values up to {onnx.largest:.3g}.",
         "On labelled images of your own: `dinocell evaluate --labels TRUE --predictions FOUND`.",
         "",
-        *_training(facts["training"]),
+        *_training(segmenter.card.training),
     ]
     return "\n".join(lines) + "\n"
 
@@ -307,12 +308,11 @@ def _differences(config: PreprocessConfig) -> list[str]:
     return lines
 
 
-def _training(training: Mapping[str, Any]) -> list[str]:
-    sets: Sequence[Mapping[str, Any]] = training.get("datasets") or []
-    rows = [f"| {d['name']} | {d['modality']} | {d['train_images']} | {d['licence']} | {d['source']} |" for d in sets]
-    if not rows:
+def _training(training: Training) -> list[str]:
+    if not training.datasets:
         return []
-    head = ["| data set | modality | training images | licence | source |", "|---|---|---|---|---|"]
+    rows = [f"| {d.name} | {d.modality} | {d.train_images} | {d.licence} | {d.source} |" for d in training.datasets]
+    head = ["| dataset | modality | training images | licence | source |", "|---|---|---|---|---|"]
     return ["## Training data", "", *head, *rows]
 
 

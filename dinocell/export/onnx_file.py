@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,16 @@ from torch import Tensor, nn
 
 from dinocell import __version__
 from dinocell.core import log
-from dinocell.core.config import from_dict
 from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.core.files import atomic_write_bytes
+from dinocell.core.records import as_json
 from dinocell.datasets.synthetic.sample import make_image
 from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
-from dinocell.models import SegmentationModel, VisionTransformer, load_model_folder
+from dinocell.models import ModelCard, SegmentationModel, VisionTransformer, load_model_folder
 from dinocell.models.packaged import export_folder, find_model
 from dinocell.models.vit.vision_transformer import GRAY_MEAN, GRAY_STD
 from dinocell.models.weights.load import positions_at_grid
-from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.windows import OVERLAP
+from dinocell.objectives import build_objective
 
 INPUT, OUTPUT = "input", "maps"
 NEEDED = ("onnx", "onnxscript")
@@ -140,7 +139,7 @@ def export_onnx(
     """
     require(NEEDED, "onnx")
     folder = find_model(model)
-    network, meta = load_model_folder(folder)
+    network, card = load_model_folder(folder)
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     if size > MAX_BYTES:
         raise ConfigError(f"{folder}: {size / 2**30:.1f} GB of weights do not fit an ONNX file, which ends at 2 GB")
@@ -149,11 +148,11 @@ def export_onnx(
     target = Path(out) if out is not None else export_folder(folder)
     target = target if target.suffix == ".onnx" else target / "model.onnx"
     target.parent.mkdir(parents=True, exist_ok=True)
-    data, opset = _convert(network, meta, batch)
+    data, opset = _convert(network, card, batch)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnx-") as scratch:
         unchecked = Path(scratch, "model.onnx")
         unchecked.write_bytes(data)
-        difference, largest = compare(unchecked, network, meta, batch)
+        difference, largest = compare(unchecked, network, card.preprocess, batch)
         atomic_write_bytes(target, data)
     written = OnnxFile(path=target, opset=opset, batch=batch, difference=difference, largest=largest)
     log.info(str(written))
@@ -169,7 +168,7 @@ def require(modules: tuple[str, ...], extra: str) -> None:
         )
 
 
-def _convert(network: SegmentationModel, meta: Mapping[str, Any], batch: int | None) -> tuple[bytes, int]:
+def _convert(network: SegmentationModel, card: ModelCard, batch: int | None) -> tuple[bytes, int]:
     """The bytes of an ONNX file, and its operator set."""
     import onnx
 
@@ -190,7 +189,7 @@ def _convert(network: SegmentationModel, meta: Mapping[str, Any], batch: int | N
             verbose=False,
         )
         model = onnx.load(path)
-    about = describe(network, meta)
+    about = describe(card)
     model.producer_name, model.producer_version = "dinocell", __version__
     model.doc_string = " ".join(about["preprocessing"])
     onnx.helper.set_model_props(model, {"dinocell": json.dumps(about)})
@@ -212,24 +211,21 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def describe(network: SegmentationModel, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a program needs to use the network: preprocessing in words and numbers, windows, maps, decoding."""
-    config = from_dict(PreprocessConfig, meta.get("preprocess") or {}, "preprocess")
-    objective = from_dict(ObjectiveConfig, meta.get("objective") or {}, "objective")
-    training = meta.get("training") or {}
-    steps = preprocessing_steps(config, network.crop_size)
-    if meta.get("rescale") == "auto" and training.get("diameter"):
-        steps.insert(0, f"0. Resized so that cells are about {training['diameter']:.0f} px in diameter.")
+def describe(card: ModelCard) -> dict[str, Any]:
+    """Collect what a program needs to use the network: preprocessing in words and numbers, windows, maps, decoding."""
+    steps = preprocessing_steps(card.preprocess, card.crop_size)
+    if card.rescales and card.training.diameter:
+        steps.insert(0, f"0. Resized so that cells are about {card.training.diameter:.0f} px in diameter.")
     return {
         "preprocessing": steps,
-        "preprocess": dataclasses.asdict(config),
-        "crop_size": network.crop_size,
-        "overlap": int(meta.get("overlap", min(OVERLAP, network.crop_size // 4))),
-        "fit": meta.get("fit", "tile"),
-        "maps": list(build_objective(objective).channels),
+        "preprocess": dataclasses.asdict(card.preprocess),
+        "crop_size": card.crop_size,
+        "overlap": card.overlap,
+        "fit": card.fit,
+        "maps": list(build_objective(card.objective).channels),
         "activation": "none: raw maps",
-        "objective": dataclasses.asdict(objective),
-        "training": training,
+        "objective": dataclasses.asdict(card.objective),
+        "training": as_json(card.training),
         "dinocell": __version__,
     }
 
@@ -247,7 +243,7 @@ def preprocessing_steps(config: PreprocessConfig, crop: int) -> list[str]:
 
 
 def compare(
-    path: Path, network: SegmentationModel, meta: Mapping[str, Any], batch: int | None
+    path: Path, network: SegmentationModel, preprocess: PreprocessConfig, batch: int | None
 ) -> tuple[float | None, float]:
     """Largest absolute difference between onnxruntime and PyTorch, and largest output; None without onnxruntime.
 
@@ -260,7 +256,7 @@ def compare(
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     difference = largest = 0.0
-    for z in _examples(network.crop_size, meta, batch):
+    for z in _examples(network.crop_size, preprocess, batch):
         with torch.no_grad():
             expected = network(torch.from_numpy(z)).numpy()
         found = session.run([OUTPUT], {INPUT: z})[0]
@@ -274,10 +270,9 @@ def compare(
     return difference, largest
 
 
-def _examples(crop: int, meta: Mapping[str, Any], batch: int | None) -> Iterator[Float32]:
+def _examples(crop: int, preprocess: PreprocessConfig, batch: int | None) -> Iterator[Float32]:
     """Inputs to compare on: generated cells, and noise; of several batch sizes where that is open."""
-    config = from_dict(PreprocessConfig, meta.get("preprocess") or {}, "preprocess")
-    cells = preprocess_plane(make_image(2, crop, "phase")[0], config)[None, None]
+    cells = preprocess_plane(make_image(2, crop, "phase")[0], preprocess)[None, None]
     for count in (batch,) if batch is not None else (1, 3):
         yield np.repeat(cells, count, axis=0)
         yield np.random.default_rng(count).standard_normal((count, 1, crop, crop), np.float32)

@@ -11,8 +11,10 @@ from dinocell.core import log
 from dinocell.core.device import autocast, choose_dtype
 from dinocell.core.errors import DataError
 from dinocell.finetune.config import FinetuneConfig
+from dinocell.finetune.from_model import adopt
 from dinocell.finetune.network import build_model, freeze_forever
-from dinocell.models import SegmentationModel
+from dinocell.models import ModelCard, SegmentationModel
+from dinocell.models.packaged import find_model
 from dinocell.objectives import Objective, build_objective
 from dinocell.training import distributed
 
@@ -121,6 +123,8 @@ def out_of_memory_message(config: FinetuneConfig) -> str:
     world = distributed.world()
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
+    if config.start:
+        config = adopt(config, ModelCard.read(find_model(config.start)))
     objective = build_objective(config.objective)
     crops = config.train.batch_size // world.world_size // config.train.accumulate
     what = f"out of memory on {world.device} with {crops} crops of {config.crop_size} px at a time"

@@ -14,11 +14,10 @@ from dinocell.core.config import SettingError, Settings, field
 from dinocell.core.device import Precision
 from dinocell.images.gray.preprocess import PreprocessConfig
 from dinocell.models import DecoderConfig
+from dinocell.models.folder import VIEWS, Fit
 from dinocell.models.vit.vision_transformer import Arch
 from dinocell.models.weights.resize import PatchResize
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.placement import Fit
-from dinocell.predict.views import VIEWS
 
 Sampling = Literal["proportional", "balanced", "sqrt"]
 BackboneTraining = Literal["all", "frozen", "last_k", "unfreeze_after"]
@@ -74,6 +73,12 @@ class DataConfig(Settings):
     label_pieces: bool = field(
         False, "number the separate pieces of each mask: for masks that are 0 and 255 only", advanced=True
     )
+    at_model_scale: bool = field(
+        False,
+        "the cells of all images have the size that the model in start= knows: no image is rescaled, and the result "
+        "still estimates each image's scale when it segments",
+        advanced=True,
+    )
     cache_gb: float = field(
         8.0,
         "memory for preprocessed images, per process; the rest is read again when drawn",
@@ -103,6 +108,8 @@ class DataConfig(Settings):
             raise SettingError(
                 "shares", f"{list(self.shares)} for {len(self.root)} datasets; give one number above 0 for each"
             )
+        if self.at_model_scale and (self.max_diameter or self.min_diameter):
+            raise SettingError("at_model_scale", "no image is rescaled then; leave max_diameter and min_diameter out")
         if self.max_diameter and self.min_diameter > self.max_diameter:
             raise SettingError(
                 "min_diameter", f"must be at most max_diameter={self.max_diameter:g}, got {self.min_diameter:g}"
@@ -110,8 +117,8 @@ class DataConfig(Settings):
 
     @property
     def rescales(self) -> bool:
-        """True when images are brought to a scale that depends on their cells."""
-        return bool(self.max_diameter or self.min_diameter)
+        """True when images are shown at a scale that depends on their cells."""
+        return bool(self.max_diameter or self.min_diameter or self.at_model_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,14 +417,16 @@ class FinetuneConfig(Settings):
                 f"{self.data.hard:g} goes by the cells that the model in start= finds; give start=, a model that finds "
                 "cells, or set data.hard=0",
             )
+        if self.data.at_model_scale and not self.start:
+            raise SettingError("data.at_model_scale", "refers to the model in start=; give start=, or leave it out")
         if self.fit != "tile" and has_instances:
             raise SettingError(
                 "fit", f"{self.fit} is for objective.kind=semantic; separate cells need the image's scale (fit=tile)"
             )
         if self.data.rescales and not has_instances:
-            name = "max_diameter" if self.data.max_diameter else "min_diameter"
+            name = next(n for n in ("max_diameter", "min_diameter", "at_model_scale") if getattr(self.data, n))
             raise SettingError(
-                f"data.{name}", "objective.kind=semantic has classes, which have no diameter; set it to 0"
+                f"data.{name}", f"objective.kind=semantic has classes, which have no diameter; leave {name} out"
             )
         if self.backbone.cache_tokens:
             self._check_cacheable()

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from dinocell.core import log
 from dinocell.finetune.config import BackboneConfig, FinetuneConfig
-from dinocell.finetune.from_model import load_decoder, start_backbone
+from dinocell.finetune.from_model import StartModel, fill_decoder, start_backbone
 from dinocell.models import SegmentationModel, VisionTransformer, ViTConfig
 from dinocell.models.weights.load import load_backbone
 from dinocell.training.optim import parameter_groups
 
 
-def build_model(config: FinetuneConfig, channels: int) -> SegmentationModel:
-    """The network with the recipe's starting weights; equal seeds give equal random weights.
+def build_model(config: FinetuneConfig, channels: int, start: StartModel | None = None) -> SegmentationModel:
+    """Build the network with the recipe's starting weights; equal seeds give equal random weights.
+
+    Args:
+        start: the model in `config.start`; without it a network of its shape has random weights.
 
     Raises:
         ConfigError, CheckpointError: the backbone's weights are missing, damaged, or of another kind.
@@ -34,8 +37,8 @@ def build_model(config: FinetuneConfig, channels: int) -> SegmentationModel:
             patch_resize=settings.patch_resize,
             drop_path=settings.drop_path,
         )
-    elif config.start:
-        backbone = start_backbone(config)
+    elif start is not None:
+        backbone = start_backbone(start, settings.drop_path)
     else:
         log.info(f"backbone: {settings.arch}/{settings.patch_size} from random weights (backbone.weights is empty)")
         backbone = VisionTransformer(
@@ -54,8 +57,8 @@ def build_model(config: FinetuneConfig, channels: int) -> SegmentationModel:
     torch.manual_seed(config.seed + 1)  # the decoder starts alike from any backbone
     model = SegmentationModel(backbone, config.decoder, channels, config.crop_size, config.network_size)
     initialise_decoder(model.decoder)
-    if config.start:
-        load_decoder(config, model)
+    if start is not None:
+        fill_decoder(model, start)
     return model
 
 

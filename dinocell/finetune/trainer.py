@@ -24,8 +24,9 @@ from dinocell.finetune.data.hard_examples import draw_by_scores, training_scores
 from dinocell.finetune.data.loader import Batch, BatchLoader, worker_count
 from dinocell.finetune.data.run_data import RunData, check_resumable, open_run_data
 from dinocell.finetune.data.token_cache import TokenCache
-from dinocell.finetune.from_model import adopt
+from dinocell.finetune.from_model import adopt, open_start
 from dinocell.finetune.network import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
+from dinocell.finetune.output.model_card import provenance
 from dinocell.finetune.output.run_folder import RunOutput
 from dinocell.finetune.validate.tuning import tune
 from dinocell.finetune.validate.validator import Validation, Validator, decoding_while_training, validation_runner
@@ -50,7 +51,6 @@ def run(config: FinetuneConfig) -> RunOutcome:
         DataError: no usable training data, or the loss is no longer a number.
         CheckpointError: weights or checkpoints cannot be read.
     """
-    config = adopt(config)
     world = distributed.setup(config.device)
     share = world.world_size * config.train.accumulate
     if config.train.batch_size % share:
@@ -71,7 +71,8 @@ class Trainer:
     """One run: model, optimizer, data and how far it has come."""
 
     def __init__(self, config: FinetuneConfig) -> None:
-        self.config = config
+        start = open_start(config)
+        self.config = config = adopt(config, start.card) if start is not None else config
         self.world = distributed.world()
         self.device = self.world.device
         self.dtype, dtype_reason = choose_dtype(config.precision, self.device)
@@ -81,9 +82,9 @@ class Trainer:
         if resumed is not None:
             check_resumable(resumed[1]["config"], config)
         self.objective = build_objective(config.objective)
-        self.data: RunData = open_run_data(config, self.objective)
+        self.data: RunData = open_run_data(config, self.objective, start.card if start is not None else None)
         self.total_steps = self.data.total_steps
-        self.module = build_model(config, len(self.objective.channels)).to(self.device)
+        self.module = build_model(config, len(self.objective.channels), start).to(self.device)
         freeze_forever(self.module.backbone, config.backbone)
         self.trained: nn.Module = self.module  # a step's forward pass; a token cache stands in for the network here
         if config.train.auto_batch:
@@ -112,7 +113,8 @@ class Trainer:
             self.scores = training_scores(self.runner, self.data.train.store, config)
         if self.scores:
             draw_by_scores(self.data, self.scores, config)
-        self.output = RunOutput(config, self.module, self.data, resume_step=self.step)
+        origin = provenance(self.data.train_items, config, self.data.sizes, start)
+        self.output = RunOutput(config, self.module, self.data, origin, resume_step=self.step)
         self.logger: RunLogger = self.output.logger
 
     def run(self) -> RunOutcome:

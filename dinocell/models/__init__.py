@@ -1,7 +1,7 @@
 """Backbones (DINOv2-compatible), decoder, and their weights."""
 
 from dinocell.models.decoder import DecoderConfig
-from dinocell.models.folder import halve_model_folder, load_model_folder, save_model
+from dinocell.models.folder import ModelCard, halve_model_folder, load_model_folder, save_model
 from dinocell.models.network import SegmentationModel
 from dinocell.models.vit.attention import choose_backend
 from dinocell.models.vit.flops import forward_flops
@@ -15,6 +15,7 @@ __all__ = [
     "DecoderConfig",
     "Features",
     "LoadReport",
+    "ModelCard",
     "SegmentationModel",
     "ViTConfig",
     "VisionTransformer",

@@ -1,4 +1,4 @@
-"""The models that come with the installation: their names, where they lie, and what is known of each.
+"""Packaged models, which come with the installation: names, folders and descriptions.
 
 A packaged model is a folder `dinocell/models/packaged/NAME` of `model.safetensors`, `config.json` and `README.md` (the
 model card). Nothing is ever downloaded: a name that is not here is an error.
@@ -10,8 +10,8 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.core.files import local_path
-from dinocell.models.folder import CONFIG_NAME, WEIGHTS_NAME
+from dinocell.models.folder import WEIGHTS_NAME, ModelCard, is_model_folder
+from dinocell.models.training_record import Scores, ScoreTable
 
 PACKAGED = Path(__file__).parent / "packaged"
 DEFAULT = "cells"
@@ -28,22 +29,16 @@ SCORES = ("MMA", "SEG", "DET", "AP50", "AP75", "PQ")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What `dinocell models` says of a model; all but size and parameters is what its config.json holds.
+    """A model as `dinocell models` lists it.
 
     Attributes:
         name: of a packaged model, or the folder's.
         default: whether it is taken when no model is named.
-        folder: where it lies.
+        folder: that contains it.
         bytes: size of the weights file.
         parameters: numbers in it.
-        dtype: how most of them are stored, e.g. `F16`; the network computes in float32 or bfloat16 in either case.
-        backbone: architecture and patch, e.g. `vit_small/8`.
-        objective: flows, distance or semantic.
-        crop_size: side of its window, px.
-        diameter: median cell diameter at the training scale, px; None if it is not recorded.
-        licence: of the weights; "" if it is not recorded.
-        data: one a training data set: name, modality, images, licence, source.
-        scores: `split`, `mean` and `by_dataset`; of the test split where the model records it, else of validation.
+        dtype: of most of them, as stored, e.g. `F16`; the network computes in float32 or bfloat16 in either case.
+        card: of the model.
     """
 
     name: str
@@ -52,18 +47,52 @@ class ModelInfo:
     bytes: int
     parameters: int
     dtype: str
-    backbone: str
-    objective: str
-    crop_size: int
-    diameter: float | None
-    licence: str
-    data: tuple[dict[str, Any], ...]
-    scores: dict[str, Any]
+    card: ModelCard
+
+    @property
+    def backbone(self) -> str:
+        """Architecture and patch, e.g. `vit_small/8`."""
+        return f"{self.card.backbone.arch}/{self.card.backbone.patch_size}"
+
+    @property
+    def scored(self) -> tuple[str, ScoreTable] | None:
+        """Split and scores: of the test splits where the card has them, else of validation; None without any."""
+        if self.card.test.mean:
+            return "test", self.card.test
+        return ("validation", self.card.validation) if self.card.validation.mean else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Values for programs."""
+        card = self.card
+        keys = ("name", "modality", "licence", "source")
+        data = [{**{key: getattr(d, key) for key in keys}, "images": d.train_images} for d in card.training.datasets]
+        return {
+            "name": self.name,
+            "default": self.default,
+            "folder": self.folder,
+            "bytes": self.bytes,
+            "parameters": self.parameters,
+            "dtype": self.dtype,
+            "backbone": self.backbone,
+            "objective": card.objective.kind,
+            "crop_size": card.crop_size,
+            "diameter": card.training.diameter,
+            "licence": card.licence,
+            "data": data,
+            "scores": self._scores(),
+        }
+
+    def _scores(self) -> dict[str, Any]:
+        if self.scored is None:
+            return {}
+        split, table = self.scored
+        rows = {name: _shown(scores) for name, scores in table.by_dataset.items()}
+        return {"split": split, "mean": _shown(table.mean), "by_dataset": rows}
 
 
 def packaged_models() -> list[str]:
     """Names of the models that came with the package."""
-    return sorted(entry.parent.name for entry in PACKAGED.glob(f"*/{CONFIG_NAME}"))
+    return sorted(folder.name for folder in PACKAGED.glob("*") if is_model_folder(folder))
 
 
 def default_model() -> str | None:
@@ -89,7 +118,7 @@ def find_model(model: str | os.PathLike[str] | None = None) -> Path:
     name = os.fspath(model)
     folder = local_path(name)
     for candidate in (folder, folder / "model"):  # the run folder that fine-tuning wrote holds model/
-        if (candidate / CONFIG_NAME).is_file():
+        if is_model_folder(candidate):
             return candidate
     if name in names:
         return PACKAGED / name
@@ -123,19 +152,17 @@ def model_info(folder: str | os.PathLike[str], name: str = "") -> ModelInfo:
     """Describe a model folder without loading it.
 
     Raises:
-        CheckpointError: config.json or the weights cannot be read.
+        ConfigError: there is no config.json. CheckpointError: it or the weights cannot be read.
     """
     folder = Path(folder)
+    card = ModelCard.read(folder)
     try:
-        meta = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        training = meta.get("training") or {}
-        backbone = f"{meta['backbone']['arch']}/{meta['backbone']['patch_size']}"
         with safe_open(folder / WEIGHTS_NAME, framework="numpy") as file:
             slices = [file.get_slice(key) for key in file.keys()]  # noqa: SIM118
             counts: dict[str, int] = {}
             for one in slices:
                 counts[one.get_dtype()] = counts.get(one.get_dtype(), 0) + math.prod(one.get_shape())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a readable model folder ({' '.join(str(error).split())})") from error
     name = name or folder.name
     return ModelInfo(
@@ -145,34 +172,12 @@ def model_info(folder: str | os.PathLike[str], name: str = "") -> ModelInfo:
         bytes=(folder / WEIGHTS_NAME).stat().st_size,
         parameters=sum(counts.values()),
         dtype=max(counts, key=lambda dtype: counts[dtype], default=""),
-        backbone=backbone,
-        objective=str((meta.get("objective") or {}).get("kind", "flows")),
-        crop_size=int(meta["crop_size"]),
-        diameter=training.get("diameter"),
-        licence=str(meta.get("licence", "")),
-        data=tuple(_dataset(entry) for entry in training.get("datasets") or ()),
-        scores=_scores(meta),
+        card=card,
     )
 
 
-def _dataset(entry: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: str(entry.get(key, "")) for key in ("name", "modality", "licence", "source")}
-    return {**kept, "images": entry.get("train_images")}
-
-
-def _scores(meta: Mapping[str, Any]) -> dict[str, Any]:
-    for split in ("test", "validation"):
-        found = meta.get(split) or {}
-        if found.get("mean"):
-            return {
-                "split": split,
-                "mean": {key: found["mean"][key] for key in SCORES if key in found["mean"]},
-                "by_dataset": {
-                    row: {key: values[key] for key in SCORES if key in values}
-                    for row, values in (found.get("by_dataset") or {}).items()
-                },
-            }
-    return {}
+def _shown(scores: Scores) -> dict[str, float | None]:
+    return {key: scores[key] for key in SCORES if key in scores}
 
 
 def describe_models() -> list[ModelInfo]:
@@ -190,17 +195,18 @@ def models_text() -> str:
 
 def models_json() -> str:
     """The packaged models for programs."""
-    return json.dumps({"default": default_model(), "models": [asdict(info) for info in describe_models()]}, indent=2)
+    return json.dumps({"default": default_model(), "models": [info.as_json() for info in describe_models()]}, indent=2)
 
 
 def _block(info: ModelInfo) -> str:
-    cells = f", cells of about {info.diameter:.0f} px" if info.diameter else ""
+    card = info.card
+    cells = f", cells of about {card.training.diameter:.0f} px" if card.training.diameter else ""
     rows = [
         ("size", [f"{info.bytes / 1e6:.1f} MB, {info.parameters / 1e6:.1f} M parameters ({info.dtype})"]),
-        ("network", [f"{info.backbone}, {info.objective}, window {info.crop_size} px{cells}"]),
-        ("data", [f"{one['name']}{_in_brackets(one['images'], one['licence'])}" for one in info.data]),
-        ("licence", [info.licence or "not recorded; see those of the data"]),
-        (info.scores.get("split", "scores"), _score_lines(info)),
+        ("network", [f"{info.backbone}, {card.objective.kind}, window {card.crop_size} px{cells}"]),
+        ("data", [f"{data.name}{_in_brackets(data.train_images, data.licence)}" for data in card.training.datasets]),
+        ("licence", [card.licence or "not recorded; see those of the data"]),
+        (info.scored[0] if info.scored else "scores", _score_lines(info)),
         ("folder", [info.folder]),
     ]
     lines = [f"{info.name}{' (default)' if info.default else ''}"]
@@ -210,13 +216,14 @@ def _block(info: ModelInfo) -> str:
 
 
 def _score_lines(info: ModelInfo) -> list[str]:
-    if not info.scores:
+    if info.scored is None:
         return []
-    rows = {**info.scores["by_dataset"], "mean": info.scores["mean"]}
-    return [f"{row}: {_figures(values)}" for row, values in rows.items()]
+    _, table = info.scored
+    rows = {**table.by_dataset, "mean": table.mean}
+    return [f"{row}: {_figures(_shown(scores))}" for row, scores in rows.items()]
 
 
-def _figures(values: Mapping[str, float | None]) -> str:
+def _figures(values: Scores) -> str:
     return ", ".join(f"{key} {value:.3f}" for key, value in values.items() if value is not None)
 
 

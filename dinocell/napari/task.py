@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dinocell.core.errors import DataError
+from dinocell.core.errors import DataError, DinoCellError
 from dinocell.images.image import ImageFile
 from dinocell.images.planes import Plane, iter_planes, open_image
 from dinocell.labels.cells import compact_dtype
-from dinocell.models.folder import CONFIG_NAME
+from dinocell.models import ModelCard
 from dinocell.segmentation.diameter import MOST_WINDOWS
 from dinocell.segmentation.notes import Note
 from dinocell.segmentation.options import SegmentOptions
@@ -54,10 +53,9 @@ def chosen_options(*, estimate: bool, diameter: float, threshold: float) -> Segm
 def estimates_by_default(folder: Path) -> bool:
     """Report whether a model folder asks for estimated diameters; False for what is not a model folder."""
     try:
-        meta = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return ModelCard.read(folder).rescales
+    except DinoCellError:
         return False
-    return isinstance(meta, dict) and meta.get("rescale") == "auto"
 
 
 def plane_indices(shape: Sequence[int], rgb: bool) -> list[Index]:

@@ -12,17 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.images.geometry.resize import resize_image, resize_labels, resize_maps
+from dinocell.models.folder import Fit
 from dinocell.predict.large.regions import FilledPicture, Picture, ScaledMaps, ScaledPicture
 from dinocell.predict.windows import Window, covering_windows
 
 Float32 = NDArray[np.float32]
 Size = tuple[int, int]
-Fit = Literal["tile", "resize", "pad"]
-"""tile: windows at the image's scale; resize: the image squashed to one window; pad: shrunk with its aspect, filled.
-
-Resizing and padding are for class maps (objective semantic), where a small view of the whole field is enough; instances
-need the image's own scale, which tiles keep.
-"""
 Fill = Literal["mirror", "edge", "zero"]
 """Continuation of the image below and to the right: its mirror image, its last row and column, or 0, its mean."""
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from dinocell.images.geometry.symmetry import Turn
 
-VIEWS = (1, 2, 4, 8)
-
 ORDER = tuple(Turn(number=number) for number in (0, 2, 5, 7, 1, 3, 4, 6))
 """The first 2, 4 and 8 are groups, so that the average of a turned input is the turned average."""
 
@@ -19,7 +17,7 @@ class AveragedViews(nn.Module):
 
     Args:
         model: maps [B, 1, h, w] to [B, K, h, w].
-        views: one of `VIEWS`; the time grows by as much.
+        views: 1, 2, 4 or 8; the time grows by as much.
         vectors: pairs of maps that are the components (y, x) of a vector, which turn with the image.
     """
 

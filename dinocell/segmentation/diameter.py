@@ -7,15 +7,14 @@ and the scale where both hold best says how large the cells are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.core.errors import ConfigError
 from dinocell.labels.cells import equivalent_diameters, find_cells
+from dinocell.models.training_record import CellDiameters, Training
 from dinocell.objectives import Objective
 from dinocell.predict.large.regions import Picture, ScaledPicture
 from dinocell.predict.placement import Placement
@@ -98,56 +97,20 @@ class Estimate:
         return Note(text=f"diameter auto: {self.diameter:.3g} px, from {cells}: {scaled}", severity="info")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a model knows: diameters (px) of its training cells.
-
-    `median` is that of all of them; `smallest` and `largest` are the smallest and largest median of its data sets, and
-    the bounds between which the recipe brought that of every image. `usual` is the factor that images were scaled by in
-    training, the median of its data sets'.
-    """
-
-    median: float
-    smallest: float
-    largest: float
-    usual: float = 1.0
-
-    def scale_for(self, diameter: float) -> float:
-        """Factor that brings cells of a diameter into the range that the model knows; 1 for those in it."""
-        return float(np.clip(diameter, self.smallest, self.largest) / diameter)
-
-
-def training_diameters(meta: Mapping[str, Any]) -> Trained | None:
-    """What a model's folder says about the cells it was trained on; None where it does not."""
-    training = meta.get("training") or {}
-    median = training.get("diameter")
-    if not median:
-        return None
-    datasets = [entry for entry in training.get("datasets") or () if entry.get("diameter")]
-    known = [float(median), *(float(entry["diameter"]) for entry in datasets)]
-    low, high = (float(training.get(key) or 0) for key in ("min_diameter", "max_diameter"))
-    if low and high:  # one limit alone says nothing of the other end; adapt sets one that no image reaches
-        known += [low, high]
-    scales = [float(entry.get("scale") or 1.0) for entry in datasets]
-    usual = float(np.median(scales)) if scales else 1.0
-    return Trained(median=float(median), smallest=min(known), largest=max(known), usual=usual)
-
-
-def told_scale(meta: Mapping[str, Any], options: SegmentOptions) -> float:
+def told_scale(training: Training, options: SegmentOptions) -> float:
     """Factor from the image's pixels to the model's that the user asked for; 1 where nothing was.
 
     Raises:
         ConfigError: the model does not know its own size, or the factor is beyond reason.
     """
     assert options.diameter != "auto", "its scale is estimated"
-    training = meta.get("training") or {}
     if options.diameter == "own":
         return 1.0
     if not isinstance(options.diameter, str):
-        ours, theirs, name = training.get("diameter"), options.diameter, "diameter"
+        ours, theirs, name = training.diameter, options.diameter, "diameter"
         scale = None if not ours else ours / theirs
     elif options.pixel_size is not None:
-        ours, theirs, name = training.get("pixel_size"), options.pixel_size, "pixel_size"
+        ours, theirs, name = training.pixel_size, options.pixel_size, "pixel_size"
         scale = None if not ours else theirs / ours
     else:
         return 1.0
@@ -160,7 +123,7 @@ def told_scale(meta: Mapping[str, Any], options: SegmentOptions) -> float:
     return float(scale)
 
 
-def estimate_diameter(picture: Picture, runner: Runner, objective: Objective, trained: Trained) -> Estimate:
+def estimate_diameter(picture: Picture, runner: Runner, objective: Objective, trained: CellDiameters) -> Estimate:
     """The typical diameter of the cells in a picture, and the scale at which the model should see it.
 
     Args:
@@ -202,7 +165,7 @@ def _doubtful_error(estimate: Estimate) -> float:
     return estimate.error + DOUBT / max(estimate.cells + COVER * estimate.share**2, 1)
 
 
-def _look(picture: Picture, runner: Runner, objective: Objective, scale: float, trained: Trained) -> Estimate:
+def _look(picture: Picture, runner: Runner, objective: Objective, scale: float, trained: CellDiameters) -> Estimate:
     """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
     diameters: list[NDArray[np.float64]] = []
     total = area = covered = seen = 0.0

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,24 +20,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dinocell.core import device as devices
-from dinocell.core.config import from_dict
 from dinocell.core.errors import ConfigError
+from dinocell.core.records import as_json
 from dinocell.images.depth import choose_depth
-from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
+from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.images.gray.streamed import StreamedInput
 from dinocell.images.planes import Image, InputPlane, Plane, count_planes, iter_planes, loaded, open_image
 from dinocell.labels.cells import compact_dtype
-from dinocell.models import load_model_folder
+from dinocell.models import ModelCard, load_model_folder
+from dinocell.models.folder import VIEWS
 from dinocell.models.packaged import find_model
-from dinocell.objectives import ObjectiveConfig, build_objective
+from dinocell.objectives import build_objective
 from dinocell.predict.large.regions import Picture, WholePicture
 from dinocell.predict.large.work_folder import Scratch
-from dinocell.predict.placement import Fit, Placement
+from dinocell.predict.placement import Placement
 from dinocell.predict.runner import Runner, counted
 from dinocell.predict.tokens import cell_embeddings
-from dinocell.predict.views import VIEWS
-from dinocell.predict.windows import OVERLAP
-from dinocell.segmentation.diameter import MOST_WINDOWS, Estimate, estimate_diameter, told_scale, training_diameters
+from dinocell.segmentation.diameter import MOST_WINDOWS, Estimate, estimate_diameter, told_scale
 from dinocell.segmentation.large_image import segment_large
 from dinocell.segmentation.notes import CONSTANT, Note, tell
 from dinocell.segmentation.options import SegmentKwargs, SegmentOptions
@@ -83,14 +82,14 @@ class Segmenter:
     Args:
         model: a model folder or run folder, the name of a packaged model (None: the default one), or a network that
             maps [B, 1, crop, crop] to [B, K, crop, crop].
-        meta: the content of the folder's config.json, needed only with a network: `crop_size`, `preprocess`,
-            `objective`, and, for rescaling, `training.diameter` (px) or `training.pixel_size` (µm).
+        card: needed only with a network, else read from the folder; for rescaling it records `training.diameter` (px)
+            or `training.pixel_size` (µm).
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `auto`, `float32` or `bfloat16`.
         batch_size: windows per forward; default 8 on a GPU, 1 on a CPU, where more are not faster.
-        overlap: fewest pixels that two windows share; default 128, at most a quarter of the window.
-        views: turned and mirrored views of each window whose maps are averaged: 1, 2, 4 or 8; the network takes that
-            many times as long. Default: what the model's config.json says, else 1.
+        overlap: fewest pixels that two windows share; default: the card's.
+        views: turned and mirrored views of each window whose maps are averaged (test-time augmentation): 1, 2, 4 or 8;
+            the network takes that many times as long. Default: the card's.
 
     Raises:
         ConfigError: no such folder, a device that cannot be used, or another number of views.
@@ -102,7 +101,7 @@ class Segmenter:
     def __init__(
         self,
         model: str | os.PathLike[str] | nn.Module | None = None,
-        meta: Mapping[str, Any] | None = None,
+        card: ModelCard | None = None,
         *,
         device: str = "auto",
         precision: devices.Precision = "auto",
@@ -113,21 +112,19 @@ class Segmenter:
         where, self.device_reason = devices.choose_device(device)
         dtype, self.dtype_reason = devices.choose_dtype(precision, where)
         if isinstance(model, nn.Module):
-            if meta is None:
-                raise ConfigError("meta: a network needs its configuration (crop_size, objective); give meta={…}")
+            if card is None:
+                raise ConfigError("card: a network needs its model card; give card=ModelCard(crop_size=…, objective=…)")
             network = model.to(where).eval()
         else:
-            network, meta = load_model_folder(find_model(model), where)
-        self.meta: dict[str, Any] = dict(meta)
-        window = int(self.meta["crop_size"])
-        self.preprocess = from_dict(PreprocessConfig, self.meta.get("preprocess") or {}, "preprocess")
-        self.objective = from_dict(ObjectiveConfig, self.meta.get("objective") or {}, "objective")
-        views = views if views is not None else int(self.meta.get("views", 1))
+            network, card = load_model_folder(find_model(model), where)
+        self.card = card
+        self.preprocess = card.preprocess
+        self.objective = card.objective
+        self.fit = card.fit
+        views = views if views is not None else card.views
         if views not in VIEWS:
             raise ConfigError(f"views: {views}; choose one of {', '.join(map(str, VIEWS))}")
-        self.fit: Fit = self.meta.get("fit", "tile")
-        if overlap is None:
-            overlap = int(self.meta.get("overlap", min(OVERLAP, window // 4)))
+        window, overlap = card.crop_size, overlap if overlap is not None else card.overlap
         if not 0 <= overlap < window:
             raise ConfigError(f"overlap: must lie in 0…{window - 1} px (the window is {window} px), got {overlap}")
         self.runner = Runner(
@@ -150,11 +147,6 @@ class Segmenter:
         """Device and number format, with the reasons, in one line."""
         name = str(self.runner.dtype).removeprefix("torch.")
         return f"device: {self.runner.device} ({self.device_reason}), {name} ({self.dtype_reason})"
-
-    @property
-    def rescales(self) -> bool:
-        """Whether the model was trained on images brought to one size of cells, and so brings new ones to it."""
-        return self.fit == "tile" and self.meta.get("rescale") == "auto"
 
     def segment(
         self, image: Image, options: SegmentOptions | None = None, **changes: Unpack[SegmentKwargs]
@@ -207,13 +199,13 @@ class Segmenter:
 
     def place(self, size: tuple[int, int], scale: float = 1.0) -> Placement:
         """How the model sees an image of `size` (height, width) px, scaled by a factor."""
-        return Placement.of(size, window=self.runner.window, fit=self.fit, scale=scale, rescales=self.rescales)
+        return Placement.of(size, window=self.runner.window, fit=self.fit, scale=scale, rescales=self.card.rescales)
 
     def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
         """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
         if self.fit != "tile":
             return False
-        scale = 1.0 if self.estimates(options) else told_scale(self.meta, options)
+        scale = 1.0 if self.estimates(options) else told_scale(self.card.training, options)
         return max(math.prod(plane.size), math.prod(self.place(plane.size, scale).frame)) > self.large_pixels
 
     def segment_large(
@@ -275,7 +267,7 @@ class Segmenter:
     def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[Note]]:
         """Factor from a picture's pixels to the model's, and what the user should know about it."""
         if not self.estimates(options):
-            scale = told_scale(self.meta, options)
+            scale = told_scale(self.card.training, options)
             text = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
             return scale, [Note(text=text, severity="info")] if scale != 1 else []
         found = self.estimate_diameter(picture, options)
@@ -283,8 +275,8 @@ class Segmenter:
 
     def estimates(self, options: SegmentOptions) -> bool:
         """Whether to estimate the scale: on request, or by default for models trained on rescaled images."""
-        if options.diameter == "model" and self.rescales:
-            return options.pixel_size is None or not (self.meta.get("training") or {}).get("pixel_size")
+        if options.diameter == "model" and self.card.rescales:
+            return options.pixel_size is None or not self.card.training.pixel_size
         return options.diameter == "auto"
 
     def estimate_diameter(self, picture: Picture, options: SegmentOptions | None = None) -> Estimate:
@@ -293,7 +285,7 @@ class Segmenter:
         Raises:
             ConfigError: the model does not predict flows, or does not record the diameter it was trained at.
         """
-        trained = training_diameters(self.meta)
+        trained = self.card.training.diameters
         if trained is None or not build_objective(self.objective).cell_check or self.fit != "tile":
             lacks = "record the diameter it was trained at" if trained is None else "predict flows in tiles"
             raise ConfigError(f"diameter: auto is not possible, as this model does not {lacks}; give a number")
@@ -308,7 +300,7 @@ class Segmenter:
 
     def fingerprint(self) -> str:
         """A checksum of the weights and the configuration: work begun with another model is not continued."""
-        digest = hashlib.blake2b(json.dumps(self.meta, sort_keys=True, default=str).encode(), digest_size=16)
+        digest = hashlib.blake2b(json.dumps(as_json(self.card), sort_keys=True).encode(), digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,6 +1,5 @@
 """Images of other cell sizes are brought to the scale that the model knows: once, for every part of an adaptation."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from dinocell.cli.train import adapt
 from dinocell.finetune.from_model import adopt
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
+from dinocell.models import ModelCard
 from dinocell.segmentation import Segmenter
 from dinocell.segmentation.diameter import Estimate
 
@@ -26,8 +26,7 @@ def rescaling(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as one that was trained on rescaled images."""
     folder = tmp_path_factory.mktemp("rescaling") / "model"
     shutil.copytree(model, folder)
-    meta = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**meta, "rescale": "auto"}))
+    replace(ModelCard.read(folder), rescale="auto").write(folder)
     return folder
 
 
@@ -92,7 +91,7 @@ def test_a_size_that_is_given_is_taken_and_a_model_that_never_rescales_keeps_its
     enlarged: Path, rescaling: Path, model: Path, tmp_path: Path
 ) -> None:
     known = Segmenter(rescaling, device="cpu")
-    diameter = known.meta["training"]["diameter"]
+    diameter = known.card.training.diameter or 0
     given = images_scale(known, config(enlarged, rescaling, tmp_path / "a", f"diameter={4 * diameter}"))
     assert given.scale == pytest.approx(0.25, rel=0.02)
     assert images_scale(Segmenter(model, device="cpu"), config(enlarged, model, tmp_path / "b")).scale == 1
@@ -104,11 +103,11 @@ def test_crops_show_cells_at_the_models_scale(
 ) -> None:
     """Whatever is cut, the crop of stage 1 that shows cells one to one lies within its range of scales."""
     start = config(unlabelled, rescaling, tmp_path / "out")
-    meta = json.loads((rescaling / "config.json").read_text())
-    changed = at_scale(start, ImageScale(scale=scale, diameter=20.0, side=side), meta)
-    assert changed.curate.size <= max(side, crop_side(meta))
+    card = ModelCard.read(rescaling)
+    changed = at_scale(start, ImageScale(scale=scale, diameter=20.0, side=side), card)
+    assert changed.curate.size <= max(side, crop_side(card))
     if side == 1000:
-        assert changed.curate.size == pytest.approx(crop_side(meta) / scale, abs=1)
+        assert changed.curate.size == pytest.approx(crop_side(card) / scale, abs=1)
     augment = changed.pretrain.augment
     low, high = augment.global_scale
     assert low <= min((augment.global_size / (changed.curate.size * scale)) ** 2, 1) <= high
@@ -141,9 +140,9 @@ def test_a_model_that_rescales_still_does_after_training(rescaling: Path, model:
     labelled.mkdir()
     free = config(images, rescaling, tmp_path / "a")
     bound = config(images, rescaling, tmp_path / "b", "--labels", str(labelled))
-    diameter = json.loads((rescaling / "config.json").read_text())["training"]["diameter"]
-    limits = adopt(bound.finetune).data
+    card = ModelCard.read(rescaling)
+    limits, diameter = adopt(bound.finetune, card).data, card.training.diameter or 0
     assert limits.rescales and limits.min_diameter <= diameter <= limits.max_diameter
-    assert free.finetune.data.rescales and free.finetune.data.max_diameter > 4 * diameter
-    assert adopt(free.finetune).data == free.finetune.data
-    assert not adopt(config(images, model, tmp_path / "c").finetune).data.rescales
+    assert free.finetune.data.rescales and free.finetune.data.at_model_scale
+    assert adopt(free.finetune, card).data == free.finetune.data
+    assert not adopt(config(images, model, tmp_path / "c").finetune, ModelCard.read(model)).data.rescales

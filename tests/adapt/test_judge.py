@@ -6,6 +6,7 @@ import pytest
 from dinocell.adapt.config import crop_side, make_config
 from dinocell.adapt.judge import Stability, changed_images, judge_control, judge_scores, judge_stability
 from dinocell.metrics import ImageScores, score_image
+from dinocell.models import ModelCard, ViTConfig
 
 
 def scored(good: int, of: int = 10) -> ImageScores:
@@ -85,11 +86,11 @@ def test_small_changes_move_no_cell() -> None:
 
 @pytest.mark.parametrize(("crop", "inner", "patch"), [(256, 256, 8), (512, 896, 8), (128, 128, 8), (224, 224, 14)])
 def test_stage_one_shows_cells_at_the_models_own_scale(crop: int, inner: int, patch: int) -> None:
-    vit = {"arch": "vit_tiny", "patch_size": patch, "image_size": inner, "in_channels": 1}
-    meta = {"crop_size": crop, "input_size": inner, "backbone": vit}
-    side = crop_side(meta)
+    vit = ViTConfig(arch="vit_tiny", patch_size=patch, image_size=inner, in_channels=1)
+    card = ModelCard(crop_size=crop, input_size=inner, backbone=vit)
+    side = crop_side(card)
     assert side >= crop
-    config = make_config(["images"], "model", "out", meta=meta, count=10)
+    config = make_config(["images"], "model", "out", card=card, count=10)
     augment = config.pretrain.augment
     assert augment.global_size % patch == augment.local_size % patch == 0
     for pixels, (low, high) in (

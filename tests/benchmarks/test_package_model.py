@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from dinocell.images.gray.channels import to_gray
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
 from dinocell.metrics import macro_mean, pool, score_image
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig, save_model
 from dinocell.models.packaged import model_info
+from dinocell.models.training_record import Training, TrainingData
+from dinocell.objectives import ObjectiveConfig
 from dinocell.segmentation import load_model
 
 CARD = """# Mine
@@ -73,9 +76,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = VisionTransformer(ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, in_channels=1, depth=1))
     decoder = DecoderConfig(kind="bilinear", neck_width=16, detail_width=8)
     model = SegmentationModel(backbone, decoder, channels=3, crop_size=64, input_size=64)
-    training = {"step": 7, "seed": 3, "datasets": [{"name": "cells-a", "licence": "CC0-1.0", "train_images": 1}]}
-    meta = {"overlap": 16, "objective": {"kind": "flows", "threshold": 0.1, "min_size": 4}, "training": training}
-    save_model(folder / "model", model, meta)
+    datasets = (TrainingData(name="cells-a", licence="CC0-1.0", train_images=1),)
+    training = Training(step=7, seed=3, datasets=datasets)
+    objective = ObjectiveConfig(threshold=0.1, min_size=4)
+    save_model(folder / "model", model, ModelCard(crop_size=64, overlap=16, objective=objective, training=training))
     rows = [{"step": 7, "split": "train", "seconds": 5400.0}]
     (folder / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return folder
@@ -112,7 +116,7 @@ def test_the_stored_weights_are_scored_both_ways_and_named_as_such(
     assert "No better than Otsu + watershed: cells-a (MMA" in card
     assert "1.5 h, 7 steps" in card
     info = model_info(out)
-    assert (info.dtype, info.licence, info.scores["split"]) == ("F16", "Apache-2.0", "test")
+    assert info.scored is not None and (info.dtype, info.card.licence, info.scored[0]) == ("F16", "Apache-2.0", "test")
 
 
 def test_words_of_a_card_are_kept_and_scoring_is_not_repeated(
@@ -121,8 +125,8 @@ def test_words_of_a_card_are_kept_and_scoring_is_not_repeated(
     out = tmp_path / "mine"
     out.mkdir()
     (out / "README.md").write_text(CARD, encoding="utf-8")
-    known = {"training": {"datasets": [{"name": "cells-a", "modality": "synthetic", "licence": "not this one"}]}}
-    (out / "config.json").write_text(json.dumps(known), encoding="utf-8")
+    known = TrainingData(name="cells-a", modality="synthetic", licence="not this one")
+    replace(ModelCard.read(run / "model"), training=Training(datasets=(known,))).write(out)
     package(tool, monkeypatch, run, out, "--test", data["cells-a"])
     first = (out / "README.md").read_text(encoding="utf-8")
     for words in ("Words on top.", "Words of the training.", "Words below the table.", "- Everywhere."):

@@ -28,6 +28,8 @@ from dinocell.images.gray.channels import to_gray
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
 from dinocell.metrics import ImageScores, score_image
+from dinocell.models import ModelCard
+from dinocell.models.training_record import Training
 from dinocell.pretrain import PretrainConfig
 from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.progress import read_metrics
@@ -363,7 +365,7 @@ def test_test_images_are_shown_at_the_scale_that_the_training_would_have_given_t
     truth = np.zeros((200, 200), np.int32)
     truth[:side, :side] = 1
     limits = DataConfig(min_diameter=40 / np.sqrt(np.pi), max_diameter=48 / np.sqrt(np.pi))
-    model = SimpleNamespace(meta={"training": {"diameter": 25.0}})
+    model = SimpleNamespace(card=ModelCard(crop_size=64, training=Training(diameter=25.0)))
     told = bench.results.known_diameter(model, truth, limits)
     assert 25.0 / told == pytest.approx(factor, rel=0.01)
     assert bench.results.known_diameter(model, truth, DataConfig()) is None

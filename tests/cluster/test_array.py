@@ -15,7 +15,7 @@ from dinocell.cluster.array import Array
 from dinocell.cluster.job import StageJob
 from dinocell.core.errors import DataError
 from dinocell.datasets.synthetic.sample import write_sample
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig, save_model
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     backbone = VisionTransformer(ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1))
     network = SegmentationModel(backbone, DecoderConfig(neck_width=16), 3, 64, 64)
-    save_model(folder / "tiny" / "model", network, {"objective": {"kind": "flows"}})
+    save_model(folder / "tiny" / "model", network, ModelCard(crop_size=64))
     return folder
 
 

@@ -11,7 +11,7 @@ import torch
 from dinocell.core.errors import DataError
 from dinocell.evaluation import evaluate_model, predict, score_folders, scoring
 from dinocell.labels.files import read_labels
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig, save_model
 from dinocell.segmentation import load_model
 
 
@@ -80,7 +80,7 @@ def test_a_model_folder_is_loaded_and_named_after_its_run(
     torch.manual_seed(0)
     backbone = VisionTransformer(ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1))
     network = SegmentationModel(backbone, DecoderConfig(neck_width=16), 3, 64, 64)
-    folder = save_model(tmp_path / "tiny" / "model", network, {"objective": {"kind": "flows"}})
+    folder = save_model(tmp_path / "tiny" / "model", network, ModelCard(crop_size=64))
     for given in (folder, tmp_path / "tiny"):
         summary = evaluate_model(given, dataset, out=tmp_path / "scores" / "tiny.json", device="cpu")
         assert (summary["images"], list(summary["predictions"])) == (3, ["tiny"])

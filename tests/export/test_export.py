@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from dinocell.export import bioimage, onnx_file
 from dinocell.export.bioimage import About, export_bioimage
 from dinocell.export.onnx_file import FixedSize, describe, export_onnx
 from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
-from dinocell.models import SegmentationModel, VisionTransformer, ViTConfig, load_model_folder, save_model
+from dinocell.models import ModelCard, SegmentationModel, VisionTransformer, ViTConfig, load_model_folder, save_model
 from dinocell.models.decoder import DecoderConfig
+from dinocell.models.training_record import Training
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 HAS_BIOIMAGE = HAS_ONNX and importlib.util.find_spec("bioimageio") is not None
@@ -50,9 +52,9 @@ def build(name: str) -> SegmentationModel:
     return SegmentationModel(VisionTransformer(config), decoder, 3, given["crop"], given["input"]).eval()
 
 
-def folder(tmp_path: Path, name: str, **meta: Any) -> Path:
-    clahe = {"preprocess": {"clahe": False}}
-    return save_model(tmp_path / "model", build(name), {"objective": {"kind": "flows"}, **clahe, **meta})
+def folder(tmp_path: Path, name: str, **fields: Any) -> Path:
+    card = ModelCard(crop_size=MODELS[name]["crop"], preprocess=PreprocessConfig(clahe=False), **fields)
+    return save_model(tmp_path / "model", build(name), card)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -65,13 +67,13 @@ def test_the_network_that_is_exported_is_the_model(name: str) -> None:
 
 
 def test_the_description_says_what_a_program_needs(tmp_path: Path) -> None:
-    network, meta = load_model_folder(folder(tmp_path, "enlarged", overlap=16))
-    facts = json.loads(json.dumps(describe(network, meta)))
+    card = ModelCard.read(folder(tmp_path, "enlarged", overlap=16))
+    facts = json.loads(json.dumps(describe(card)))
     assert (facts["crop_size"], facts["overlap"], facts["maps"]) == (64, 16, ["flow_y", "flow_x", "probability"])
     assert not any("CLAHE" in step for step in facts["preprocessing"])
     assert any("CLAHE" in step for step in onnx_file.preprocessing_steps(PreprocessConfig(), 64))
     assert "0. " not in facts["preprocessing"][0]
-    scaled = describe(network, {**meta, "rescale": "auto", "training": {"diameter": 21.4}})
+    scaled = describe(replace(card, rescale="auto", training=Training(diameter=21.4)))
     assert scaled["preprocessing"][0] == "0. Resized so that cells are about 21 px in diameter."
 
 

@@ -50,8 +50,8 @@ def test_each_start_trains_from_the_weights_it_names(disks_dataset, starts, tmp_
         for name in ("blocks.0.attn.qkv.weight", "blocks.1.mlp.fc2.weight", "norm.weight"):
             assert torch.equal(model.backbone.state_dict()[name], known[name]), name
     out = run(config).folder
-    trained, meta = load_model_folder(out / "model")
-    assert meta["training"]["initial_weights"] == ("random" if known is None else starts[start].name)
+    trained, card = load_model_folder(out / "model")
+    assert card.training.initial_weights == ("random" if known is None else starts[start].name)
     moved = trained.backbone.state_dict()["blocks.0.attn.qkv.weight"]
     assert not torch.equal(moved, model.backbone.state_dict()["blocks.0.attn.qkv.weight"])  # the whole network learns
 
@@ -73,9 +73,9 @@ def test_each_objective_is_one_override(disks_dataset, tmp_path, override, chann
     config = load(
         FinetuneConfig, str(RECIPES / "vitb8_flows.yaml"), [*given, f"output_dir={tmp_path}", "train.steps=1"]
     )
-    model, meta = load_model_folder(run(config).folder / "model")
+    model, card = load_model_folder(run(config).folder / "model")
     assert model.channels == channels == len(build_objective(config.objective).channels)
-    assert meta["objective"]["kind"] == config.objective.kind
+    assert card.objective.kind == config.objective.kind
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny", "vit_small"])
@@ -88,13 +88,13 @@ def test_semantic_recipe_keeps_whatever_dinobloom_backbone_it_gets_frozen(disks_
     given = [*small, "crop_size=56", "input_size=56", f"backbone.weights={tmp_path / 'DinoBloom.pth'}", "train.steps=2"]
     roots = [f"data.root={disks_dataset}", f"output_dir={tmp_path / 'run'}"]
     out = run(load(FinetuneConfig, str(RECIPES / "dinobloom_bccd_semantic.yaml"), [*given, *roots])).folder
-    model, meta = load_model_folder(out / "model")
+    model, card = load_model_folder(out / "model")
     assert model.backbone.patch_size == 14 and model.backbone.in_channels == 3
     after = model.backbone.state_dict()
     for name, value in backbone.state_dict().items():
         if name.startswith("blocks"):
             assert torch.equal(after[name], value), name
-    assert meta["validation"]["tuning"]["metric"] == "Dice"
+    assert card.validation.tuning is not None and card.validation.tuning["metric"] == "Dice"
 
 
 def tiny(*overrides: str) -> FinetuneConfig:

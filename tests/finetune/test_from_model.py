@@ -17,11 +17,11 @@ from dinocell.finetune.config import DataConfig
 from dinocell.finetune.data.hard_examples import training_scores
 from dinocell.finetune.data.image_store import ImageStore
 from dinocell.finetune.data.run_data import open_items
-from dinocell.finetune.from_model import adopt, other_split
+from dinocell.finetune.from_model import adopt, open_start, other_split
 from dinocell.finetune.validate.validator import Validator, validation_runner
 from dinocell.labels.files import read_labels
 from dinocell.metrics import score_image
-from dinocell.models import VisionTransformer, ViTConfig, load_model_folder, save_backbone
+from dinocell.models import ModelCard, VisionTransformer, ViTConfig, load_model_folder, save_backbone
 from dinocell.models.packaged import find_model
 from dinocell.segmentation import load_model
 
@@ -72,15 +72,18 @@ def test_views_are_those_of_the_model_unless_the_recipe_says_otherwise(
     plain, two = ({"times": 1, "tune_decoding": False, **more} for more in ({}, {"views": 2}))
     first = run(going_on(model, disks_dataset, tmp_path / "a", train=train, validate=two)).folder / "model"
     assert load_model(model, device="cpu").runner.views == 1 and load_model(first, device="cpu").runner.views == 2
-    assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=plain)).validate.views == 2
+    card = ModelCard.read(first)
+    assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=plain), card).validate.views == 2
     one = {**plain, "views": 1}
-    assert adopt(going_on(first, disks_dataset, tmp_path / "b", validate=one)).validate.views == 1
+    assert (
+        adopt(going_on(first, disks_dataset, tmp_path / "b", validate=one), ModelCard.read(first)).validate.views == 1
+    )
 
     # The scores in the folder are those of the averaged maps.
     items = open_dataset(disks_dataset, "val")
     scored = json.loads((first / "config.json").read_text())["validation"]["mean"]["loss"]
-    config = adopt(going_on(first, disks_dataset, tmp_path / "b", validate=two))
-    network, _ = load_model_folder(first)
+    network, card = load_model_folder(first)
+    config = adopt(going_on(first, disks_dataset, tmp_path / "b", validate=two), card)
     losses = {}
     for views in (1, 2):
         told = replace(config, validate=replace(config.validate, views=views))
@@ -171,16 +174,16 @@ def test_images_that_the_model_does_badly_are_drawn_more_often(
 
 
 def test_training_scores_are_what_segmentation_reaches(disks_dataset: Path, tmp_path: Path) -> None:
-    config = adopt(going_on("cells", disks_dataset, tmp_path / "run"))
+    network, card = load_model_folder(find_model("cells"))
+    config = adopt(going_on("cells", disks_dataset, tmp_path / "run"), card)
     store = ImageStore(open_items(config, "train"), config, print)
-    network, _ = load_model_folder(find_model("cells"))
     scores = training_scores(validation_runner(network, config, torch.device("cpu"), torch.float32), store, config)
     assert len(scores) == len(store) == 6
     assert min(scores) > 0.5 and len(set(scores)) > 1  # bright disks are easy, and not all the same
     model = load_model("cells", device="cpu", precision="float32")
     for item, prepared, score in zip(store.items, map(store.get, range(6)), scores, strict=True):
         assert prepared is not None
-        diameter = model.meta["training"]["diameter"] / prepared.rescaled  # the same enlargement
+        diameter = (model.card.training.diameter or 0) / prepared.rescaled  # the same enlargement
         labels = model.segment(item.image, diameter=diameter).labels
         assert score == pytest.approx(score_image(read_labels(item.mask), labels).metrics()["MMA"], abs=0.01)
 
@@ -202,9 +205,10 @@ def test_the_diameters_of_a_model_hold_unless_the_recipe_has_its_own(
 ) -> None:
     changes = {**BASE, "data": {"min_diameter": 8, "max_diameter": 14}, "train": {"steps": 1, "batch_size": 2}}
     model = run(tiny(disks_dataset, tmp_path / "run", changes)).folder / "model"
-    plain = adopt(from_dict(FinetuneConfig, {"start": str(model)}))
+    card = ModelCard.read(model)
+    plain = adopt(from_dict(FinetuneConfig, {"start": str(model)}), card)
     assert (plain.data.min_diameter, plain.data.max_diameter) == (8, 14)
-    own = adopt(from_dict(FinetuneConfig, {"start": str(model), "data": {"max_diameter": 30}}))
+    own = adopt(from_dict(FinetuneConfig, {"start": str(model), "data": {"max_diameter": 30}}), card)
     assert (own.data.min_diameter, own.data.max_diameter) == (0, 30)
 
 
@@ -214,18 +218,19 @@ def test_another_seed_holds_out_what_the_model_was_trained_on_and_that_is_said(
 ) -> None:
     config = going_on(model, disks_dataset, tmp_path, seed=seed)
     name = open_dataset(disks_dataset, "train")[0].dataset.name
-    found = other_split(config, [name])
+    found = other_split(config, [name], ModelCard.read(model))
     assert (words in found) and bool(found) == bool(words)
-    assert other_split(config, ["a data set that the model has not seen"]) == ""
-    assert other_split(from_dict(FinetuneConfig, {"seed": seed}), [name]) == ""
+    assert other_split(config, ["a dataset that the model has not seen"], ModelCard.read(model)) == ""
+    assert other_split(config, [name], ModelCard(crop_size=32)) == ""
 
 
 def test_a_config_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"crop_size": 32}')
     with pytest.raises(CheckpointError, match="input_size"):
-        adopt(from_dict(FinetuneConfig, {"start": str(tmp_path)}))
+        open_start(from_dict(FinetuneConfig, {"start": str(tmp_path)}))
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent"):
-        adopt(from_dict(FinetuneConfig, {"start": str(tmp_path / "absent")}))
+        open_start(from_dict(FinetuneConfig, {"start": str(tmp_path / "absent")}))
+    assert open_start(FinetuneConfig()) is None

@@ -31,7 +31,7 @@ from dinocell.images.gray import channels
 from dinocell.images.listing import SUFFIXES
 from dinocell.images.read import read_series
 from dinocell.labels import files
-from dinocell.models import load_backbone, load_model_folder, save_backbone, save_model
+from dinocell.models import ModelCard, load_backbone, load_model_folder, save_backbone, save_model
 from dinocell.models.decoder import DecoderConfig
 from dinocell.models.network import SegmentationModel
 from dinocell.models.vit.vision_transformer import VisionTransformer, ViTConfig
@@ -78,7 +78,7 @@ def write_models(folder: Path) -> None:
     torch.manual_seed(0)
     backbone = VisionTransformer(ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1))
     decoder = DecoderConfig(neck_width=16)
-    save_model(folder / "model", SegmentationModel(backbone, decoder, 3, 64, 64), {"objective": {"kind": "flows"}})
+    save_model(folder / "model", SegmentationModel(backbone, decoder, 3, 64, 64), ModelCard(crop_size=64))
     save_backbone(folder / "backbone", backbone, {})
     torch.save(backbone.state_dict(), folder / "backbone.pth")
 

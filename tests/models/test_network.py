@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.models import (
     DecoderConfig,
+    ModelCard,
     SegmentationModel,
     VisionTransformer,
     ViTConfig,
@@ -20,6 +21,7 @@ from dinocell.models import (
     save_model,
 )
 from dinocell.models.decoder import LayerNorm2d, upsampling_blocks
+from dinocell.objectives import ObjectiveConfig
 
 
 def network(kind: Any = "transposed", channels: int = 3, crop: int = 32, size: int = 48, in_channels: int = 1) -> Any:
@@ -95,7 +97,7 @@ def test_the_backbone_of_a_model_folder_keeps_its_way_with_positions(path: str, 
         arch="vit_tiny", depth=1, image_size=48, in_channels=1, interpolate_antialias=True, interpolate_offset=0.0
     )
     model = SegmentationModel(VisionTransformer(other), DecoderConfig(neck_width=32), 3, 32, 48).eval()
-    save_model(tmp_path / "model", model, {})
+    save_model(tmp_path / "model", model, ModelCard(crop_size=32))
     backbone = load_backbone(tmp_path / path, in_channels=None)
     assert backbone.config == model.backbone.config
     z = torch.rand(1, 1, 56, 40)  # no side is the stored grid's
@@ -115,17 +117,18 @@ def test_a_config_beside_weights_of_other_software_is_not_read(tmp_path: Path) -
 @pytest.mark.parametrize("half", [False, True])
 def test_folder_gives_back_the_model(half: bool, tmp_path: Path) -> None:
     model = network()
-    save_model(tmp_path / "model", model, {"objective": {"kind": "flows"}}, half=half)
-    again, meta = load_model_folder(tmp_path / "model")
+    save_model(tmp_path / "model", model, ModelCard(crop_size=32, objective=ObjectiveConfig(flow_scale=5)), half=half)
+    again, card = load_model_folder(tmp_path / "model")
     z = torch.randn(1, 1, 32, 32)
     tolerance = 2e-2 if half else 0.0
     torch.testing.assert_close(again(z), model(z), rtol=tolerance, atol=tolerance)
-    assert meta["objective"] == {"kind": "flows"} and not again.training
+    assert card.objective == ObjectiveConfig(flow_scale=5) and not again.training
     assert next(again.parameters()).dtype == torch.float32
 
 
 def test_half_precision_folder_is_half_the_size(tmp_path: Path) -> None:
-    full, half = (save_model(tmp_path / str(h), network(), {}, half=h) / "model.safetensors" for h in (False, True))
+    card = ModelCard(crop_size=32)
+    full, half = (save_model(tmp_path / str(h), network(), card, half=h) / "model.safetensors" for h in (False, True))
     assert half.stat().st_size < 0.6 * full.stat().st_size
 
 
@@ -146,7 +149,7 @@ def damage(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["truncated weights", "broken config", "lacking config", "other widths"])
 def test_damaged_folder_is_one_line_naming_the_file(kind: str, tmp_path: Path) -> None:
-    save_model(tmp_path, network(), {})
+    save_model(tmp_path, network(), ModelCard(crop_size=32))
     damage(tmp_path, kind)
     with pytest.raises(CheckpointError) as caught:
         load_model_folder(tmp_path)

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,23 +18,32 @@ import dinocell
 from dinocell import cli
 from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.labels.files import read_labels
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, packaged, save_model
+from dinocell.models import (
+    DecoderConfig,
+    ModelCard,
+    SegmentationModel,
+    VisionTransformer,
+    ViTConfig,
+    packaged,
+    save_model,
+)
 from dinocell.models.folder import halve_model_folder, load_model_folder
 from dinocell.models.packaged import find_model, packaged_models
+from dinocell.models.training_record import ScoreTable, Training, TrainingData
+from dinocell.objectives import ObjectiveConfig
 from dinocell.predict.runner import Runner
 from dinocell.segmentation import Segmenter, run
 
-META: dict[str, Any] = {
-    "objective": {"kind": "semantic", "min_size": 1},
-    "licence": "CC BY 4.0",
-    "training": {
-        "diameter": 24.0,
-        "datasets": [
-            {"name": "nuclei", "modality": "fluorescence", "licence": "CC0", "source": "here", "train_images": 7}
-        ],
-    },
-    "validation": {"mean": {"loss": 0.1, "MMA": 0.5, "AP50": None}, "by_dataset": {"nuclei": {"MMA": 0.5}}},
-}
+MODEL = ModelCard(
+    crop_size=64,
+    objective=ObjectiveConfig(kind="semantic", min_size=1),
+    licence="CC BY 4.0",
+    training=Training(
+        diameter=24.0,
+        datasets=(TrainingData(name="nuclei", modality="fluorescence", licence="CC0", source="here", train_images=7),),
+    ),
+    validation=ScoreTable(mean={"loss": 0.1, "MMA": 0.5, "AP50": None}, by_dataset={"nuclei": {"MMA": 0.5}}),
+)
 
 
 def network(seed: int = 0) -> SegmentationModel:
@@ -50,7 +59,7 @@ def network(seed: int = 0) -> SegmentationModel:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"), network(), META)
+    return save_model(tmp_path_factory.mktemp("model"), network(), MODEL)
 
 
 @pytest.fixture
@@ -147,9 +156,7 @@ def test_models_are_listed_for_people_and_programs(
         {"name": "nuclei", "modality": "fluorescence", "licence": "CC0", "source": "here", "images": 7}
     ]
     assert one["scores"]["split"] == "validation" and one["scores"]["by_dataset"] == {"nuclei": {"MMA": 0.5}}
-    meta = json.loads((folder / "cells" / "config.json").read_text())
-    meta["test"] = {"mean": {"MMA": 0.75}, "by_dataset": {}}
-    (folder / "cells" / "config.json").write_text(json.dumps(meta))
+    replace(ModelCard.read(folder / "cells"), test=ScoreTable(mean={"MMA": 0.75})).write(folder / "cells")
     assert command("models") == 0
     text = capsys.readouterr().out
     for part in ("cells (default)", "nuclei (7 images, CC0)", "mean: MMA 0.750", "CC BY 4.0", "Nothing is downloaded"):
@@ -182,14 +189,14 @@ def test_small_scales_keep_their_digits_in_half_precision(tmp_path: Path) -> Non
     model = network()
     with torch.no_grad():
         model.backbone.blocks[0].ls1.gamma.fill_(1.2345e-7)
-    stored = load_file(save_model(tmp_path, model, META, half=True) / "model.safetensors")
+    stored = load_file(save_model(tmp_path, model, MODEL, half=True) / "model.safetensors")
     gamma = stored["backbone.blocks.0.ls1.gamma"]
     torch.testing.assert_close(gamma, torch.full_like(gamma, 1.2345e-7), rtol=1e-6, atol=0)
     assert stored["backbone.pos_embed"].dtype == torch.float16
 
 
 def test_halving_refuses_itself_and_values_too_large(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model", network(), META)
+    folder = save_model(tmp_path / "model", network(), MODEL)
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="name another folder"):
         halve_model_folder(folder, tmp_path / "model" / ".." / "model")

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models.training_record import Training
+from dinocell.objectives import ObjectiveConfig
 
 os.environ["NAPARI_CONFIG"] = ""  # napari neither reads nor writes the settings of whoever runs the tests
 
@@ -33,7 +35,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert asked == []
 
 
-def write_model(folder: Path, objective: dict[str, object], channels: int) -> Path:
+def write_model(folder: Path, objective: ObjectiveConfig, channels: int) -> Path:
     torch.manual_seed(0)
     config = ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1)
     model = SegmentationModel(VisionTransformer(config), DecoderConfig(neck_width=16), channels, 64, 64)
@@ -41,14 +43,14 @@ def write_model(folder: Path, objective: dict[str, object], channels: int) -> Pa
     with torch.no_grad():
         assert last.bias is not None
         last.bias -= model(torch.randn(4, 1, 64, 64))[:, -1].mean()  # half of the pixels are cells
-    return save_model(folder, model, {"objective": objective, "training": {"diameter": 20.0}})
+    return save_model(folder, model, ModelCard(crop_size=64, objective=objective, training=Training(diameter=20.0)))
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny", {"kind": "semantic", "min_size": 5}, 1)
+    return write_model(tmp_path_factory.mktemp("model") / "tiny", ObjectiveConfig(kind="semantic", min_size=5), 1)
 
 
 @pytest.fixture(scope="session")
 def flows_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "flows", {"kind": "flows", "min_size": 5}, 3)
+    return write_model(tmp_path_factory.mktemp("model") / "flows", ObjectiveConfig(min_size=5), 3)

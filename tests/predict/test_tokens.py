@@ -1,5 +1,6 @@
 """Embeddings of cells: means over pixels that can be computed by hand, whatever the windows, and a Parquet to read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,19 @@ import torch
 from torch import Tensor
 
 from dinocell.core.errors import ConfigError
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig
+from dinocell.images.gray.preprocess import PreprocessConfig
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig
+from dinocell.models.training_record import Training
+from dinocell.objectives import ObjectiveConfig
 from dinocell.segmentation import Segmenter, run
 
-META = {
-    "crop_size": 64,
-    "overlap": 16,
-    "preprocess": {"clahe": False, "percentile_low": 0.0, "percentile_high": 100.0},
-    "objective": {"kind": "semantic", "min_size": 1},
-    "training": {"diameter": 20.0},
-}
+MODEL = ModelCard(
+    crop_size=64,
+    overlap=16,
+    preprocess=PreprocessConfig(clahe=False, percentile_low=0.0, percentile_high=100.0),
+    objective=ObjectiveConfig(kind="semantic", min_size=1),
+    training=Training(diameter=20.0),
+)
 
 
 class MeanTokens(SegmentationModel):
@@ -57,7 +61,7 @@ def means(labels: np.ndarray, values: np.ndarray) -> list[float]:
 
 
 def segmenter(model: SegmentationModel | None = None) -> Segmenter:
-    return Segmenter(model or MeanTokens(), META, device="cpu", precision="float32", batch_size=2)
+    return Segmenter(model or MeanTokens(), MODEL, device="cpu", precision="float32", batch_size=2)
 
 
 @pytest.mark.parametrize(("size", "unit"), [((64, 64), 8), ((128, 160), 8), ((32, 48), 4), ((128, 64), 8)])
@@ -116,7 +120,7 @@ def test_windows_without_cells_do_not_run_and_rescaled_images_keep_every_cell() 
 def test_small_rescaled_pictures_have_the_tokens_of_their_own_part() -> None:
     """Cells that follow the patches: their tokens are their own brightness, and no mirrored pixel is among them."""
     one, image = segmenter(), blocks((40, 48))
-    one.meta = {**one.meta, "rescale": "auto"}
+    one.card = replace(one.card, rescale="auto")
     result = one.segment(image, diameter="own", embeddings=True)
     assert result.embeddings is not None and result.count > 1
     expected = means(result.labels, standard(image))
@@ -154,4 +158,4 @@ def test_a_network_without_a_backbone_is_refused() -> None:
             return 20 * z
 
     with pytest.raises(ConfigError, match="no backbone"):
-        Segmenter(Bare(), META, device="cpu").segment(blocks((64, 64)), embeddings=True)
+        Segmenter(Bare(), MODEL, device="cpu").segment(blocks((64, 64)), embeddings=True)

@@ -1,5 +1,7 @@
 """Averaging over turned views: exact for a network that turns with its picture, steadier for one that does not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,12 @@ from torch import Tensor, nn
 
 from dinocell.core.errors import ConfigError
 from dinocell.images.geometry.symmetry import Turn
+from dinocell.models.folder import VIEWS, ModelCard
 from dinocell.objectives import ObjectiveConfig, build_objective
-from dinocell.predict.views import VIEWS, AveragedViews
+from dinocell.predict.views import AveragedViews
 from dinocell.segmentation import Segmenter
 
-META = {"crop_size": 32, "objective": {"kind": "flows", "flow_error": 0, "min_size": 0}}
+MODEL = ModelCard(crop_size=32, objective=ObjectiveConfig(flow_error=0, min_size=0))
 
 
 class Gradient(nn.Module):
@@ -85,8 +88,8 @@ def test_segmenting_with_views_runs_the_network_on_each():
             return super().forward(z)
 
     picture = np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)
-    one = Segmenter(Counting(), META, device="cpu")
-    four = Segmenter(Counting(), META, device="cpu", views=4)
+    one = Segmenter(Counting(), MODEL, device="cpu")
+    four = Segmenter(Counting(), MODEL, device="cpu", views=4)
     assert one.fingerprint() != four.fingerprint()
     expected = one.segment(picture).flows
     count = len(seen)
@@ -97,12 +100,12 @@ def test_segmenting_with_views_runs_the_network_on_each():
 
 def test_another_number_of_views_is_refused():
     with pytest.raises(ConfigError, match="views: 3; choose one of 1, 2, 4, 8"):
-        Segmenter(Gradient(), META, device="cpu", views=3)
+        Segmenter(Gradient(), MODEL, device="cpu", views=3)
 
 
 def test_a_model_folder_says_how_many_views_it_is_used_with():
-    two = {**META, "views": 2}
-    assert [Segmenter(Gradient(), meta, device="cpu").runner.views for meta in (META, two)] == [1, 2]
+    two = replace(MODEL, views=2)
+    assert [Segmenter(Gradient(), card, device="cpu").runner.views for card in (MODEL, two)] == [1, 2]
     assert Segmenter(Gradient(), two, device="cpu", views=1).runner.views == 1
     with pytest.raises(ConfigError, match="views: 5; choose one of 1, 2, 4, 8"):
-        Segmenter(Gradient(), {**META, "views": 5}, device="cpu")
+        replace(MODEL, views=5)

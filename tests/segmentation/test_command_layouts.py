@@ -11,7 +11,8 @@ from dinocell import cli
 from dinocell.images.gray.sharpness import best_focus
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.objectives import ObjectiveConfig
 from dinocell.segmentation import Segmenter
 
 LAYOUTS = {  # file → what lies in it
@@ -38,8 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         assert last.bias is not None
         last.bias -= network(torch.randn(1, 1, 256, 256)).mean()
-    meta = {"objective": {"kind": "semantic"}}
-    return save_model(tmp_path_factory.mktemp("model"), network, meta)
+    card = ModelCard(crop_size=256, objective=ObjectiveConfig(kind="semantic"))
+    return save_model(tmp_path_factory.mktemp("model"), network, card)
 
 
 def command(*arguments: object) -> int:

@@ -14,13 +14,15 @@ from torch import nn
 from dinocell.core.errors import ConfigError
 from dinocell.images.gray.preprocess import PreprocessConfig, preprocess_plane
 from dinocell.images.gray.streamed import StreamedInput
+from dinocell.models import ModelCard
+from dinocell.models.training_record import CellDiameters, Training, TrainingData
+from dinocell.objectives import ObjectiveConfig
 from dinocell.objectives.flows.targets import masks_to_flows
 from dinocell.predict.large.regions import WholePicture
 from dinocell.segmentation import Segmenter, run
-from dinocell.segmentation.diameter import Estimate, Trained, training_diameters
+from dinocell.segmentation.diameter import Estimate
 
 KNOWN = 20.0
-BOUNDS = {"min_diameter": 20.0, "max_diameter": 28.0}
 
 
 class KnowsOneSize(nn.Module):
@@ -41,10 +43,15 @@ class KnowsOneSize(nn.Module):
 
 
 def segmenter(*datasets: float) -> Segmenter:
-    training = {"diameter": KNOWN, "datasets": [{"diameter": value} for value in datasets]}
-    meta: dict[str, Any] = {"crop_size": 128, "objective": {"kind": "flows"}, "training": training}
-    meta["preprocess"] = {"clahe": False}
-    return Segmenter(KnowsOneSize(), meta, device="cpu", precision="float32")
+    training = Training(diameter=KNOWN, datasets=tuple(TrainingData(diameter=value) for value in datasets))
+    card = ModelCard(crop_size=128, preprocess=PreprocessConfig(clahe=False), training=training)
+    return Segmenter(KnowsOneSize(), card, device="cpu", precision="float32")
+
+
+def changed(model: Segmenter, **card: Any) -> Segmenter:
+    """The segmenter, its card changed in place."""
+    model.card = dataclasses.replace(model.card, **card)
+    return model
 
 
 def field(diameter: float, side: int = 0) -> np.ndarray:
@@ -67,8 +74,8 @@ def test_the_diameter_of_disks_is_found(diameter: float) -> None:
 
 
 def test_sizes_between_those_of_the_data_sets_keep_their_scale() -> None:
-    trained = training_diameters(segmenter(12, 30).meta)
-    assert trained == Trained(median=20, smallest=12, largest=30)
+    trained = segmenter(12, 30).card.training.diameters
+    assert trained == CellDiameters(median=20, smallest=12, largest=30)
     assert [trained.scale_for(d) for d in (12, 25, 30)] == [1, 1, 1]
     assert trained.scale_for(60) == 0.5 and trained.scale_for(6) == 2
     found = segmenter(12, 30).estimate_diameter(
@@ -88,8 +95,8 @@ def test_without_cells_the_scale_stays_and_that_is_said(kind: str, capsys: pytes
 
 
 def test_without_cells_the_scale_of_the_training_images_is_taken() -> None:
-    model = segmenter()
-    model.meta["training"]["datasets"] = [{"diameter": 20, "scale": s} for s in (0.25, 0.5, 1.0)]
+    datasets = tuple(TrainingData(diameter=20, scale=scale) for scale in (0.25, 0.5, 1.0))
+    model = changed(segmenter(), training=Training(diameter=KNOWN, datasets=datasets))
     noise = np.random.default_rng(0).integers(0, 255, (140, 160)).astype(np.uint8)
     found = model.estimate_diameter(WholePicture(preprocess_plane(noise, PreprocessConfig(clahe=False))))
     assert found.diameter is None and found.scale == 0.5
@@ -136,9 +143,9 @@ def some_disks(count: int, height: int, width: int) -> np.ndarray:
 
 def found_in(image: np.ndarray, error: float, far: float = 0.0) -> Estimate:
     """By flows off by `error`, in an image whose own scale is `far` factors of two above that of the training."""
-    model = segmenter()
+    datasets = (TrainingData(diameter=KNOWN, scale=2.0**-far),)
+    model = changed(segmenter(), training=Training(diameter=KNOWN, datasets=datasets))
     model.runner = dataclasses.replace(model.runner, network=Askew(error))
-    model.meta["training"]["datasets"] = [{"diameter": KNOWN, "scale": 2.0**-far}]
     return model.estimate_diameter(WholePicture(preprocess_plane(image, PreprocessConfig(clahe=False))))
 
 
@@ -206,27 +213,25 @@ def test_auto_end_to_end(large: bool, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_models_of_rescaled_images_estimate_unless_told_otherwise() -> None:
-    image, model = field(50, 400), segmenter()
-    model.meta["rescale"] = "auto"
+    image, model = field(50, 400), changed(segmenter(), rescale="auto")
     asked = model.segment(image, diameter="auto").labels
     assert np.array_equal(model.segment(image).labels, asked)
     assert np.array_equal(model.segment(image, pixel_size=0.5).labels, asked)  # for areas in µm² only
     own = model.segment(image, diameter="own").labels
     assert not np.array_equal(own, asked)
-    model.meta["rescale"] = "own"
+    changed(model, rescale="own")
     assert np.array_equal(model.segment(image).labels, own)
 
 
 @pytest.mark.parametrize("shape", [(150, 400), (130, 600)])
 def test_small_pictures_keep_the_scale_that_was_found(shape: tuple[int, int]) -> None:
     """Disks of 80 px in a picture 32 or 38 px high at the model's scale; enlarged to a window, they go wrong."""
-    image, model = field(80, 600)[: shape[0], : shape[1]], segmenter()
-    model.meta["rescale"] = "auto"
+    image, model = field(80, 600)[: shape[0], : shape[1]], changed(segmenter(), rescale="auto")
     truth, count = ndimage.label(image > 100)
     found = model.segment(image, diameter=80)
     assert found.labels.shape == image.shape and found.count == count
     assert ((found.labels > 0) == (truth > 0)).mean() > 0.95
-    model.meta["rescale"] = "own"
+    changed(model, rescale="own")
     assert model.segment(image, diameter=80).count != count
 
 
@@ -282,13 +287,12 @@ def test_cells_of_a_size_that_the_model_does_not_know_are_not_believed(diameter:
 
 
 def test_sizes_are_known_between_the_bounds_of_the_recipe() -> None:
-    training: dict[str, Any] = {"diameter": 24.0, "datasets": [{"diameter": 24.0}]}
-    alone, bounded = (training_diameters({"training": {**training, **more}}) for more in ({}, BOUNDS))
+    training = Training(diameter=24.0, datasets=(TrainingData(diameter=24.0),))
+    alone, bounded = training.diameters, dataclasses.replace(training, min_diameter=20.0, max_diameter=28.0).diameters
     assert alone is not None and bounded is not None
     assert (alone.smallest, alone.largest) == (24, 24) and (bounded.smallest, bounded.largest) == (20, 28)
     assert [bounded.scale_for(diameter) for diameter in (10, 25, 56)] == [2, 1, 0.5]
-    adapted = training_diameters({"training": {**training, "min_diameter": 0.0, "max_diameter": 224.0}})
-    assert adapted == alone  # `dinocell adapt` without labels sets a limit that no image reaches
+    assert dataclasses.replace(training, max_diameter=224.0).diameters == alone  # says nothing of the other end
 
 
 def test_streamed_pictures_give_the_same_estimate() -> None:
@@ -304,10 +308,9 @@ def test_constant_images_have_no_diameter() -> None:
 
 
 def test_what_auto_needs_is_said() -> None:
-    model = segmenter()
-    model.meta["training"] = {}
+    model = changed(segmenter(), training=Training())
     with pytest.raises(ConfigError, match="does not record the diameter"):
         model.segment(field(20), diameter="auto")
-    meta = {"crop_size": 64, "objective": {"kind": "semantic"}, "training": {"diameter": 20}}
+    card = ModelCard(crop_size=64, objective=ObjectiveConfig(kind="semantic"), training=Training(diameter=20))
     with pytest.raises(ConfigError, match="does not predict flows"):
-        Segmenter(nn.Identity(), meta, device="cpu").segment(field(20), diameter="auto")
+        Segmenter(nn.Identity(), card, device="cpu").segment(field(20), diameter="auto")

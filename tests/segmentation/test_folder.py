@@ -19,6 +19,8 @@ from dinocell.images import planes
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.planes import open_image
 from dinocell.labels.files import read_labels
+from dinocell.models import ModelCard
+from dinocell.objectives import ObjectiveConfig
 from dinocell.segmentation import RunSummary, Segmenter, Shard, merge_shards, naming, pipeline, run
 from dinocell.segmentation.outputs.save import save_result
 from dinocell.segmentation.summary import SUMMARY_NAME
@@ -35,8 +37,8 @@ class Bright(nn.Module):
 
 @pytest.fixture
 def segmenter() -> Segmenter:
-    configuration = {"crop_size": 64, "objective": {"kind": "semantic"}}
-    return Segmenter(Bright(), configuration, device="cpu", precision="float32", batch_size=4)
+    card = ModelCard(crop_size=64, objective=ObjectiveConfig(kind="semantic"))
+    return Segmenter(Bright(), card, device="cpu", precision="float32", batch_size=4)
 
 
 def squares(count: int, size: tuple[int, int] = (70, 90)) -> np.ndarray:
@@ -232,8 +234,8 @@ def test_reading_network_and_writing_overlap(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(pipeline, "open_image", opened)
     monkeypatch.setattr(pipeline, "save_result", saved)
     monkeypatch.setattr(planes, "to_gray", gray)
-    configuration = {"crop_size": 96, "objective": {"kind": "semantic"}}
-    segmenter = Segmenter(Waiting(), configuration, device="cpu", precision="float32", batch_size=1)
+    card = ModelCard(crop_size=96, objective=ObjectiveConfig(kind="semantic"))
+    segmenter = Segmenter(Waiting(), card, device="cpu", precision="float32", batch_size=1)
     summary = run([tmp_path / "in"], tmp_path / "out", segmenter)
     assert summary.count("done") == count, summary.failed
     assert len(waits) == 2 * count and all(waits)

@@ -13,6 +13,7 @@ from torch import nn
 from dinocell.core.errors import DataError
 from dinocell.datasets.synthetic.sample import make_image
 from dinocell.images.mapped import release, scratch_array
+from dinocell.models import ModelCard
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.blocks import decode_blocks
 from dinocell.segmentation import Segmenter, large_image, segment
@@ -115,8 +116,8 @@ def test_nan_pixels_of_large_images_hold_no_cell() -> None:
         def forward(self, z: torch.Tensor) -> torch.Tensor:
             return 20 * (z - 0.5)
 
-    configuration = {"crop_size": 64, "objective": {"kind": "semantic"}}
-    segmenter = Segmenter(Bright(), configuration, device="cpu", precision="float32")
+    card = ModelCard(crop_size=64, objective=ObjectiveConfig(kind="semantic"))
+    segmenter = Segmenter(Bright(), card, device="cpu", precision="float32")
     segmenter.large_pixels = 1000
     image = np.zeros((200, 200), np.float32)
     image[50:90, 50:90] = 1

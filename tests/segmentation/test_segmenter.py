@@ -16,7 +16,9 @@ import dinocell
 from dinocell.core.device import choose_dtype
 from dinocell.core.errors import CheckpointError, ConfigError, DataError
 from dinocell.images.gray.preprocess import preprocess_plane
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models import DecoderConfig, ModelCard, SegmentationModel, VisionTransformer, ViTConfig, save_model
+from dinocell.models.training_record import Training
+from dinocell.objectives import ObjectiveConfig
 from dinocell.predict.runner import Runner, run_batch
 from dinocell.segmentation import Segmenter, SegmentOptions, load_model, segment
 
@@ -31,8 +33,8 @@ class Bright(nn.Module):
 
 
 def bright_segmenter(window: int = 64, **training: float) -> Segmenter:
-    configuration = {"crop_size": window, "objective": {"kind": "semantic"}, "training": training}
-    return Segmenter(Bright(), configuration, device="cpu", precision="float32")
+    card = ModelCard(crop_size=window, objective=ObjectiveConfig(kind="semantic"), training=Training(**training))
+    return Segmenter(Bright(), card, device="cpu", precision="float32")
 
 
 def two_squares(dtype: type = np.uint8, size: tuple[int, int] = (100, 120)) -> np.ndarray:
@@ -47,7 +49,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1)
     model = SegmentationModel(VisionTransformer(config), DecoderConfig(neck_width=16), 3, 64, 64)
-    return save_model(tmp_path_factory.mktemp("run") / "model", model, {"objective": {"kind": "flows"}})
+    return save_model(tmp_path_factory.mktemp("run") / "model", model, ModelCard(crop_size=64))
 
 
 @pytest.mark.parametrize("kind", ["flows", "distance", "semantic"])
@@ -198,8 +200,9 @@ def test_diameter_and_pixel_size_scale_to_the_training_scale(capsys: pytest.Capt
             sizes.append(len(z))
             return super().forward(z)
 
-    configuration = {"crop_size": 64, "objective": {"kind": "semantic"}, "training": {"diameter": 20, "pixel_size": 1}}
-    segmenter = Segmenter(Recorder(), configuration, device="cpu", precision="float32")
+    training = Training(diameter=20, pixel_size=1)
+    card = ModelCard(crop_size=64, objective=ObjectiveConfig(kind="semantic"), training=training)
+    segmenter = Segmenter(Recorder(), card, device="cpu", precision="float32")
     result = segmenter.segment(two_squares(size=(128, 128)), diameter=40)
     assert result.labels.shape == (128, 128) and result.count == 2 and len(sizes) == 1, "one window at half the scale"
     assert 900 < (result.labels > 0).sum() < 1250, "each square a ring of one interpolated pixel wider at most"
@@ -250,7 +253,7 @@ def test_missing_models_say_what_to_pass(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
         load_model(tmp_path)
     with pytest.raises(ConfigError, match="device: 'abacus' is not known"):
-        Segmenter(Bright(), {"crop_size": 64}, device="abacus")
+        Segmenter(Bright(), ModelCard(crop_size=64), device="abacus")
 
 
 def test_a_packaged_model_is_found_by_name(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

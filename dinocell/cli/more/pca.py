@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from dinocell.cli.arguments import named, words
 from dinocell.core import log
-from dinocell.core.config import from_dict
 from dinocell.core.device import autocast, choose_device, choose_dtype
 from dinocell.core.errors import ConfigError
 from dinocell.core.files import atomic_write_bytes
@@ -148,9 +147,8 @@ def _backbones(weights: Sequence[str]) -> list[tuple[str, VisionTransformer, Pre
         if path == "random":
             rows.append((name or "random", None, None))
         elif (Path(path) / "model.safetensors").is_file() or path in packaged_models():
-            model, meta = load_model_folder(find_model(path))
-            preprocessing = from_dict(PreprocessConfig, meta.get("preprocess") or {}, "preprocess")
-            rows.append((name or _short(path), model.backbone, preprocessing))
+            model, card = load_model_folder(find_model(path))
+            rows.append((name or _short(path), model.backbone, card.preprocess))
         else:
             rows.append((name or _short(path), load_backbone(path, in_channels=None), None))
     first = next((backbone for _, backbone, _ in rows if backbone is not None), None)

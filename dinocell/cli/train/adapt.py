@@ -11,8 +11,8 @@ from dinocell.cli.arguments import Arguments, Syntax, split
 from dinocell.cli.recipe import run_command
 from dinocell.core.config import describe
 from dinocell.core.errors import ConfigError
-from dinocell.finetune.from_model import model_meta
 from dinocell.images.listing import list_images
+from dinocell.models import ModelCard
 from dinocell.models.packaged import PACKAGED, find_model
 
 USAGE = f"""Adapt a model to unlabelled images of your microscope, and say whether it helped.
@@ -55,7 +55,7 @@ def configure(given: Arguments) -> AdaptConfig:
         given.files,
         start,
         given.one("--out", ""),
-        meta=model_meta(folder),
+        card=ModelCard.read(folder),
         count=len(list_images(given.files)),
         labels=given.all("--labels"),
         steps=given.number("--steps", STEPS),

@@ -124,7 +124,7 @@ def _one_of(option: str, value: str) -> Split:
 
 
 def _checked_views(views: int | None) -> int | None:
-    from dinocell.predict.views import VIEWS
+    from dinocell.models.folder import VIEWS
 
     if views is not None and views not in VIEWS:
         raise ConfigError(f"--views: {views} is not possible; use one of {', '.join(map(str, VIEWS))}")

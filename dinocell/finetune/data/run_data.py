@@ -17,6 +17,7 @@ from dinocell.finetune.data.crops import CropDataset
 from dinocell.finetune.data.image_store import ImageStore
 from dinocell.finetune.data.sampler import SampleOrder
 from dinocell.finetune.from_model import other_split
+from dinocell.models import ModelCard
 from dinocell.objectives import Objective
 from dinocell.training import distributed
 
@@ -54,8 +55,11 @@ class RunData:
     sizes: CellSizes
 
 
-def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
-    """Open the datasets, check a sample of them, and say what was found.
+def open_run_data(config: FinetuneConfig, objective: Objective, start: ModelCard | None = None) -> RunData:
+    """Open the datasets, check a sample of them, and report the findings.
+
+    Args:
+        start: card of the starting model.
 
     Raises:
         ConfigError: data.root is not given or is no dataset.
@@ -71,7 +75,7 @@ def open_run_data(config: FinetuneConfig, objective: Objective) -> RunData:
         notes, check = _check(store, config, objective)
         sizes = check.sizes
     names = sorted({item.dataset.name for item in items})
-    warning = other_split(config, names)
+    warning = other_split(config, names, start) if start is not None else ""
     if warning:
         log.warning(warning)
     if config.data.shares:

@@ -10,7 +10,7 @@ from dinocell.core.config import to_yaml
 from dinocell.core.files import atomic_write_text, load_file
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.run_data import RunData
-from dinocell.finetune.output.model_card import provenance, write_model_folder
+from dinocell.finetune.output.model_card import Provenance, write_model_folder
 from dinocell.finetune.output.report import prediction_panel, write_report
 from dinocell.finetune.validate.tuning import Tuning
 from dinocell.finetune.validate.validator import SCORES, Validation
@@ -23,11 +23,19 @@ from dinocell.training.progress import RunLogger
 class RunOutput:
     """Writes the files of one run; only rank 0 touches the disk."""
 
-    def __init__(self, config: FinetuneConfig, model: SegmentationModel, data: RunData, resume_step: int) -> None:
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        model: SegmentationModel,
+        data: RunData,
+        origin: Provenance,
+        *,
+        resume_step: int,
+    ) -> None:
         self.directory = Path(config.output_dir)
         self._config, self._model, self._data = config, model, data
         self._main = distributed.is_main()
-        self._origin = provenance(data.train_items, config, data.sizes)
+        self._origin = origin
         if self._main:
             self.directory.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.directory / "config.yaml", to_yaml(config))

@@ -19,9 +19,10 @@ from dinocell.core.errors import ConfigError
 from dinocell.core.files import atomic_write_bytes, atomic_write_text
 from dinocell.models.vit.block import NORM_EPS
 from dinocell.models.vit.vision_transformer import VisionTransformer
-from dinocell.models.weights.layouts import HF_BLOCK_NAMES, State
+from dinocell.models.weights.layouts import HF_BLOCK_NAMES
 from dinocell.models.weights.load import LoadReport, backbone_file, load_backbone, save_backbone
 from dinocell.models.weights.resize import IMAGENET_MEAN, IMAGENET_STD, unfold_gray_to_rgb
+from dinocell.models.weights.tensors import State
 
 ExportFormat = Literal["backbone", "dinov2", "hf", "timm"]
 

@@ -9,19 +9,19 @@ import argparse
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.core.files import load_file, local_path
+from dinocell.models.folder import backbone_beside
+from dinocell.models.weights.tensors import State, read_safetensors
 from dinocell.training.checkpoint import run_checkpoint
 
-State = dict[str, Tensor]
 BACKBONE_NAME = "backbone.safetensors"
 CONFIG_KEY = "dinocell_backbone"
 # Wrappers (DDP, FSDP, torch.compile, activation checkpointing) put these into parameter names.
@@ -92,13 +92,11 @@ def _stored_config(file: Path, text: str) -> Mapping[str, Any]:
 
 
 def _model_config(file: Path, tensors: State) -> Mapping[str, Any]:
-    """The backbone in the config.json beside a fine-tuned model's tensors, which do not say how positions are
-    interpolated; empty for tensors of other software, whatever is stored beside them."""
-    beside = file.with_name("config.json")
-    if not beside.is_file() or not any(name.startswith("decoder.") for name in tensors):
-        return {}
-    backbone = _stored_config(beside, beside.read_text(encoding="utf-8")).get("backbone")
-    return backbone if isinstance(backbone, Mapping) else {}
+    """The backbone on the card beside a fine-tuned model's tensors, which do not say how positions are interpolated;
+    empty for tensors of other software, whatever is stored beside them."""
+    ours = any(name.startswith("decoder.") for name in tensors)
+    backbone = backbone_beside(file) if ours else None
+    return asdict(backbone) if backbone is not None else {}
 
 
 def _refuse_views(file: Path, tensors: State) -> None:
@@ -106,17 +104,6 @@ def _refuse_views(file: Path, tensors: State) -> None:
     for name, value in tensors.items():
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(f"{file}: {name} claims {tuple(value.shape)}, more values than the file stores")
-
-
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Tensors of a .safetensors file in float32, and its metadata; CheckpointError in one line."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            return {name: file.get_tensor(name).float() for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a readable safetensors file ({reason}); get it again") from error
 
 
 def _weights_file(path: Path) -> Path:

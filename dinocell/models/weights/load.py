@@ -19,7 +19,7 @@ from dinocell.core import log
 from dinocell.core.errors import CheckpointError
 from dinocell.core.files import atomic_write_bytes, atomic_write_text, sha256_of
 from dinocell.models.vit.vision_transformer import ARCHITECTURES, VisionTransformer, ViTConfig
-from dinocell.models.weights.layouts import BACKBONE_NAME, CONFIG_KEY, State, Weights, read_weights
+from dinocell.models.weights.layouts import BACKBONE_NAME, CONFIG_KEY, Weights, read_weights
 from dinocell.models.weights.resize import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -29,6 +29,7 @@ from dinocell.models.weights.resize import (
     resize_patch_filters,
     unfold_gray_to_rgb,
 )
+from dinocell.models.weights.tensors import State
 
 FORMAT = "dinocell-backbone-1"
 

@@ -11,7 +11,15 @@ import torch
 
 from dinocell.cli.more.pca import _backbones, draw, patch_tokens
 from dinocell.core.errors import ConfigError
-from dinocell.models import DecoderConfig, SegmentationModel, VisionTransformer, ViTConfig, save_backbone, save_model
+from dinocell.models import (
+    DecoderConfig,
+    ModelCard,
+    SegmentationModel,
+    VisionTransformer,
+    ViTConfig,
+    save_backbone,
+    save_model,
+)
 
 
 def make_backbone(in_channels: int = 1) -> VisionTransformer:
@@ -77,7 +85,11 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
 
 def test_a_packaged_model_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = VisionTransformer(ViTConfig(arch="vit_tiny", patch_size=8, image_size=64, depth=1))
-    save_model(tmp_path / "cells", SegmentationModel(backbone, DecoderConfig(neck_width=16), 1, 64, 64), {})
+    save_model(
+        tmp_path / "cells",
+        SegmentationModel(backbone, DecoderConfig(neck_width=16), 1, 64, 64),
+        ModelCard(crop_size=64),
+    )
     monkeypatch.setattr("dinocell.models.packaged.PACKAGED", tmp_path)
     ((name, found, _),) = _backbones(["cells"])
     assert name == "cells"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dinocell.core.errors import ConfigError
 from dinocell.models import VisionTransformer, ViTConfig, export_backbone, load_backbone, save_backbone
-from dinocell.models.weights.layouts import read_safetensors
 from dinocell.models.weights.resize import IMAGENET_MEAN, IMAGENET_STD
+from dinocell.models.weights.tensors import read_safetensors
 from dinocell.training.checkpoint import CheckpointManager
 
 RECORDED = json.loads((Path(__file__).parents[2] / "golden" / "models_layouts.json").read_text())

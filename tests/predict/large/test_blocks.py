@@ -15,6 +15,8 @@ from dinocell.images.gray.channels import to_gray
 from dinocell.images.read import read_image
 from dinocell.labels.files import read_labels
 from dinocell.metrics import maximum_matching_accuracy
+from dinocell.models import ModelCard
+from dinocell.models.training_record import Training
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.blocks import decode_blocks
 from dinocell.predict.large.regions import ScaledMaps
@@ -114,8 +116,9 @@ def test_different_tilings_of_a_real_image_give_the_same_cells(real_data: Path) 
     image = to_gray(read_image(folder / "c395870ad9f5a3ae.png"))[:500, :500]
     labels = []
     for window, overlap in ((500, 0), (128, 64), (192, 48), (160, 40)):
-        meta = {"crop_size": window, "overlap": overlap, "objective": {"kind": "semantic", "min_size": 30}}
-        labels.append(Segmenter(Local(), meta, device="cpu", precision="float32").segment(image).labels.astype(int))
+        objective = ObjectiveConfig(kind="semantic", min_size=30)
+        card = ModelCard(crop_size=window, overlap=overlap, objective=objective)
+        labels.append(Segmenter(Local(), card, device="cpu", precision="float32").segment(image).labels.astype(int))
     assert labels[0].max() > 20
     assert min(maximum_matching_accuracy(labels[0], other) for other in labels[1:]) > 0.97
 
@@ -126,8 +129,8 @@ def test_large_images_are_rescaled_as_small_ones(
 ) -> None:
     monkeypatch.setattr(large_image, "BLOCK", 150)
     image = np.where(make_disks((400, 500), 12, 40) > 0, 200, 20).astype(np.uint8)
-    meta = {"crop_size": 64, "objective": {"kind": "semantic"}, "training": {"diameter": 30}}
-    segmenter = Segmenter(Local(), meta, device="cpu", precision="float32")
+    card = ModelCard(crop_size=64, objective=ObjectiveConfig(kind="semantic"), training=Training(diameter=30))
+    segmenter = Segmenter(Local(), card, device="cpu", precision="float32")
     whole = segmenter.segment(image, diameter=diameter).labels.astype(int)
     segmenter.large_pixels = 1000
     streamed = segmenter.segment(image, diameter=diameter)

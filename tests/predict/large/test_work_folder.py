@@ -17,16 +17,19 @@ from torch import nn
 from dinocell.core.errors import DataError
 from dinocell.datasets.synthetic.sample import make_image
 from dinocell.labels.files import read_labels
+from dinocell.models import ModelCard
+from dinocell.objectives import ObjectiveConfig
 from dinocell.predict.large.work_folder import KeptScratch
 from dinocell.predict.windows import starts
 from dinocell.segmentation import Segmenter, large_image, run
 
-META = {"crop_size": 64, "overlap": 24, "objective": {"kind": "semantic"}}
+MODEL = ModelCard(crop_size=64, overlap=24, objective=ObjectiveConfig(kind="semantic"))
 KILLED = """
 import sys, time
 from pathlib import Path
 from torch import nn
-from dinocell.predict.windows import starts
+from dinocell.models import ModelCard
+from dinocell.objectives import ObjectiveConfig
 from dinocell.segmentation import Segmenter, large_image, run
 
 stage, folder = sys.argv[1:]
@@ -47,7 +50,8 @@ def hang(stages):
 if stage == "decoding":
     decode = large_image.decode_blocks
     large_image.decode_blocks = lambda *a, **k: hang(decode(*a, **k))
-segmenter = Segmenter(Slow(), %r, device="cpu", precision="float32")
+card = ModelCard(crop_size=64, overlap=24, objective=ObjectiveConfig(kind="semantic"))
+segmenter = Segmenter(Slow(), card, device="cpu", precision="float32")
 segmenter.large_pixels = 1000
 run([Path(folder) / "field.tif"], Path(folder) / "out", segmenter)
 """
@@ -64,7 +68,7 @@ class Counting(nn.Module):
 
 
 def large_segmenter() -> Segmenter:
-    segmenter = Segmenter(Counting(), META, device="cpu", precision="float32")
+    segmenter = Segmenter(Counting(), MODEL, device="cpu", precision="float32")
     segmenter.large_pixels = 1000
     return segmenter
 
@@ -91,7 +95,7 @@ def test_a_killed_run_goes_on_where_it_was(
     expected = large_segmenter()
     run([tmp_path / "field.tif"], tmp_path / "undisturbed", expected)
 
-    script = [sys.executable, "-c", KILLED % META, stage, str(tmp_path)]
+    script = [sys.executable, "-c", KILLED, stage, str(tmp_path)]
     process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / "out" / ".field.partial"
     kill_when(process, partial / "state.json", stage, least)
