@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, Literal, TypedDict, get_args
 
-from dinocell.core.config import field
+from dinocell.core.config import SettingError, Settings, field
 from dinocell.core.errors import ConfigError
 from dinocell.images.depth import Depth, check_depth
 from dinocell.images.planes import Channel
@@ -34,7 +34,7 @@ class SegmentKwargs(TypedDict, total=False):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentOptions:
+class SegmentOptions(Settings):
     """Options of reading and decoding; None leaves what the file or the model says."""
 
     axes: str | None = field(None, "axes of the array, letters out of TZCYXS, when the file does not say or errs")
@@ -45,8 +45,9 @@ class SegmentOptions:
         "typical cell diameter in the image; rescales to the model's own; auto estimates it, own keeps the image's "
         "scale, model does what is usual for the model (auto for those trained on rescaled images)",
         "px",
+        above=0,
     )
-    pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm")
+    pixel_size: float | None = field(None, "pixel size of the image; overrides the file's", "µm", above=0)
     threshold: float | None = field(None, "probability above which a pixel belongs to a cell")
     min_size: int | None = field(None, "smallest cell kept; default: the model's, at the scale it sees", "px")
     max_size_fraction: float | None = field(None, "largest cell kept, as part of the image")
@@ -54,13 +55,12 @@ class SegmentOptions:
     flow_error: float | None = field(None, "largest mean squared flow error of a cell; 0 = no check")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("diameter", self.diameter), ("pixel_size", self.pixel_size)):
-            if value in _WORDS[name]:
-                continue
-            if not isinstance(value, Real):
+            if value not in _WORDS[name] and not isinstance(value, Real):
                 raise _not_a_number(name, value)
-            if not 0 < value < math.inf:
-                raise ConfigError(f"{name}: must be above 0, got {value}")
+            if isinstance(value, float) and math.isinf(value):
+                raise SettingError(name, "must be finite, got inf")
         check_depth(self.z)
 
     @classmethod

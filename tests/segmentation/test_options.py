@@ -60,6 +60,7 @@ def test_none_stands_for_the_default() -> None:
         ({"diameter": "car"}, "diameter: must be a number, auto, own or model, got 'car'"),
         ({"diameter": "0"}, "diameter: must be above 0, got 0"),
         ({"diameter": "nan"}, "diameter: must be above 0, got nan"),
+        ({"diameter": "inf"}, "diameter: must be finite, got inf"),
         ({"pixel_size": "1 µm"}, "pixel_size: must be a number, got '1 µm'"),
         ({"min_size": "2.5"}, "min_size: must be a whole number, got '2.5'"),
         ({"treshold": 0.3}, "treshold: no such option of segment; known: axes, channel, .*threshold, z"),
