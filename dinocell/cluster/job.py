@@ -16,7 +16,7 @@ from dinocell.cluster.array import Array
 from dinocell.cluster.requeueing import ignore_signals, requeue
 from dinocell.cluster.stages import Share, StageSpec
 from dinocell.core import log
-from dinocell.core.errors import EXIT_STOPPED, DinoCellError
+from dinocell.core.errors import EXIT_STOPPED, DinoCellError, first_line
 from dinocell.training.outcome import RunOutcome, StopName
 from dinocell.training.signals import EarlySignal
 
@@ -48,10 +48,10 @@ class StageJob:
             outcome = self._work()
             code, reason, stopped_by = outcome.exit_code, "done", outcome.stopped_by
         except DinoCellError as error:
-            code, reason = error.exit_code, str(error)
-            print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+            code, reason = error.exit_code, first_line(error)
+            print(f"error: {reason}", file=sys.stderr)
         except Exception as error:
-            code, reason = 1, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            code, reason = 1, first_line(error, named=True)
             traceback.print_exc()
         if stopped_by:
             reason = self._stopped(place, stopped_by)

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dinocell.core.errors import ConfigError
+from dinocell.core.errors import ConfigError, first_line
 
 T = TypeVar("T")
 EXTENDS = "extends"
@@ -392,9 +392,8 @@ def _check_items(key: str, hint: Any, items: list[Any]) -> None:
 
 
 def _explain(error: OmegaConfBaseException) -> str:
-    first_line = str(error).splitlines()[0]
     key = getattr(error, "full_key", None)
-    return f"{key}: {first_line}" if key else first_line
+    return f"{key}: {first_line(error)}" if key else first_line(error)
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:

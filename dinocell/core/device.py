@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from dinocell.core import log
-from dinocell.core.errors import ConfigError
+from dinocell.core.errors import ConfigError, first_line
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -70,7 +70,7 @@ def _fails_on(gpu: str) -> str | None:
         ones = torch.ones(8, 8, device=gpu)
         (ones @ ones).sum().item()
     except (RuntimeError, AssertionError) as error:
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return first_line(error)
     return None
 
 

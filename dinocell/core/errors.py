@@ -41,8 +41,7 @@ def run_main(function: Callable[..., Any], *args: Any) -> NoReturn:
     try:
         code = function(*args)
     except DinoCellError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -54,7 +53,24 @@ def run_main(function: Callable[..., Any], *args: Any) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, or its name, in at most 200 printable characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+def first_line(error: BaseException, *, named: bool = False) -> str:
+    """Return in one line what an exception says.
+
+    A message of this project is returned whole. Of any other, this is the first line that is not blank, with the next
+    one if it ends with a colon, in at most 200 characters, unprintable ones replaced by "?". An exception that says
+    nothing is represented by the name of its type.
+
+    Args:
+        error: any exception.
+        named: put the name of its type in front, for exceptions whose text alone says little, such as KeyError; not
+            for messages of this project.
+    """
+    name = type(error).__name__
+    if isinstance(error, DinoCellError):
+        return " ".join(str(error).split()) or name
+    lines = [line for raw in str(error).splitlines() if (line := " ".join(raw.split()))]
+    if not lines:
+        return name
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    return f"{name}: {text}" if named else text

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dinocell.core.config import to_dict
-from dinocell.core.errors import DataError
+from dinocell.core.errors import DataError, first_line
 from dinocell.core.files import atomic_write_bytes
 from dinocell.curation.best_window import best_crops
 from dinocell.curation.config import CurateConfig
@@ -61,8 +61,7 @@ def extract_source(source: Source, config: CurateConfig) -> list[Found]:
             found += _extract_image(image, row, source, config)
         return found
     except (DataError, OSError, MemoryError, ValueError, cv2.error) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        detail = text.removeprefix(source.path).removeprefix(": ")
+        detail = first_line(error).removeprefix(source.path).removeprefix(": ")
         return [*found, Found(row=replace(row, reason="unreadable", detail=detail))]
 
 

@@ -23,7 +23,7 @@ from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QObject, Qt, Signal
 
-from dinocell.core.errors import DinoCellError
+from dinocell.core.errors import DinoCellError, first_line
 from dinocell.models.packaged import default_model, find_model, packaged_models
 from dinocell.napari.task import (
     Cancelled,
@@ -221,10 +221,8 @@ class SegmentWidget(Container):
             )
         except Cancelled:
             pass
-        except DinoCellError as error:
-            outcome.error = str(error)
         except Exception as error:  # a person at the viewer sees no console
-            outcome.error = f"{type(error).__name__}: {error}"
+            outcome.error = first_line(error, named=True)
         outcome.seconds = time.monotonic() - started
 
     def _loaded(self, folder: Path) -> Segmenter:

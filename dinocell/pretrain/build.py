@@ -11,7 +11,7 @@ import torch
 from dinocell import models
 from dinocell.core import log
 from dinocell.core.config import from_dict, to_dict
-from dinocell.core.errors import CheckpointError, ConfigError
+from dinocell.core.errors import CheckpointError, ConfigError, first_line
 from dinocell.models import VisionTransformer, ViTConfig
 from dinocell.pretrain.config import PretrainConfig
 from dinocell.pretrain.method.student_teacher import StudentTeacher
@@ -109,10 +109,9 @@ def load_state(model: StudentTeacher, optimizer: torch.optim.Optimizer, state: d
         model.anchor.load_state_dict(state.get("anchor", {}))
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"checkpoint in {str(where)!r} does not fit this recipe ({reason}); use another output_dir or the run's "
-            "own config.yaml"
+            f"checkpoint in {str(where)!r} does not fit this recipe ({first_line(error)}); use another output_dir or "
+            "the run's own config.yaml"
         ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from dinocell.core import log
-from dinocell.core.errors import DinoCellError
+from dinocell.core.errors import first_line
 from dinocell.core.files import atomic_write_text
 from dinocell.segmentation.notes import Note, severity_of, tell
 from dinocell.segmentation.result import SegmentationResult
@@ -64,9 +64,8 @@ class Target:
 
     def failed(self, error: Exception) -> Outcome:
         """Give the outcome of what could not be read, segmented or written."""
-        text = " ".join(str(error).split()) or "no message"
-        text = text if isinstance(error, DinoCellError) else f"{type(error).__name__}: {text}"
-        return Outcome(target=self, status="failed", notes=(Note(text=text, severity="warning"),))
+        note = Note(text=first_line(error, named=True), severity="warning")
+        return Outcome(target=self, status="failed", notes=(note,))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dinocell.core import log
-from dinocell.core.errors import CheckpointError
+from dinocell.core.errors import CheckpointError, first_line
 from dinocell.core.files import AtomicFile, atomic_write_text, load_file, sha256_of
 from dinocell.training import distributed
 
@@ -47,7 +47,7 @@ class CheckpointManager:
                 if prune:
                     self._prune()
             except (OSError, RuntimeError) as error:
-                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+                problem = first_line(error)
         if distributed.any_rank(bool(problem)):
             raise CheckpointError(
                 f"checkpoint {str(path)!r} could not be written ({problem or 'see rank 0'}); free disk space or change "

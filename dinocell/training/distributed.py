@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from dinocell.core.device import choose_device
-from dinocell.core.errors import ConfigError
+from dinocell.core.errors import ConfigError, first_line
 
 T = TypeVar("T")
 TIMEOUT_VARIABLE = "DINOCELL_TIMEOUT_MINUTES"
@@ -105,7 +105,7 @@ def _join(launcher: str, rank: int, size: int, backend: str, device: torch.devic
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
-            f"rank {rank} of {size} could not join the {backend} group at {init}: {str(error).splitlines()[0]}"
+            f"rank {rank} of {size} could not join the {backend} group at {init}: {first_line(error)}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dinocell.core.errors import DataError
+from dinocell.core.errors import DataError, first_line
 from dinocell.datasets.prepare.common import Found, Labeller, Labels, Mask, Refusal, merge_masks
 
 
@@ -58,7 +58,7 @@ def _entries(file: Path, leave_out: tuple[str, ...]) -> Iterator[tuple[dict[str,
                 objects[annotation["image_id"]].append(annotation)
         yield from ((entry, objects[entry["id"]]) for entry in content["images"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not a COCO file: {type(error).__name__} {error}") from error
+        raise DataError(f"{file}: not a COCO file: {first_line(error, named=True)}") from error
 
 
 def _labeller(objects: list[dict[str, Any]], size: tuple[int, int]) -> Labeller:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
 from dinocell.core import log
-from dinocell.core.errors import ConfigError, DataError
+from dinocell.core.errors import ConfigError, DataError, first_line
 from dinocell.core.files import atomic_write_text
 from dinocell.datasets.labelled import SPLITS, open_dataset
 from dinocell.datasets.prepare.common import Labels, Pair
@@ -81,8 +81,7 @@ def _prepare_one(pair: Pair, config: PrepareConfig, out: Path) -> Prepared:
         shape = pixels.shape if pixels is not None else to_gray(read_image(pair.image)).shape
         labels, more = check_labels(labels, (shape[0], shape[1]), config)
     except (DataError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        return Prepared(file=pair.relative, status="refused", split=split, notes=reason)
+        return Prepared(file=pair.relative, status="refused", split=split, notes=first_line(error))
     images, masks = out / split / "images", out / split / "masks"
     images.mkdir(parents=True, exist_ok=True)
     if pixels is None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from dinocell.core.errors import DataError
+from dinocell.core.errors import DataError, first_line
 from dinocell.datasets.prepare.coco import draw
 from dinocell.datasets.prepare.common import Found, Labels, merge_masks
 from dinocell.images.gray.channels import TRANSMITTED, planes
@@ -52,7 +52,7 @@ def polygons(file: Path, image: Path) -> tuple[Labels, list[str]]:
     try:
         rois = [np.asarray(entry["points"], dtype=np.float64).ravel() for entry in json.loads(file.read_text("utf-8"))]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file.name}: not a list of polygons: {type(error).__name__} {error}") from error
+        raise DataError(f"{file.name}: not a list of polygons: {first_line(error, named=True)}") from error
     masks = [draw([list(points)], (size[0], size[1])) for points in rois if points.size >= 6]
     return merge_masks(masks) if masks else (np.zeros(size, dtype=np.int32), [])
 
@@ -68,7 +68,7 @@ def cells_of_tyc(mask: Path, classes: Path) -> tuple[Labels, list[str]]:
         entries = json.loads(classes.read_text("utf-8"))["annotations"]
         categories = [int(entry["category_id"]) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{classes.name}: no list of classes: {type(error).__name__} {error}") from error
+        raise DataError(f"{classes.name}: not a list of classes: {first_line(error, named=True)}") from error
     if len(categories) != numbers.size:
         raise DataError(f"{numbers.size} objects in the mask, {len(categories)} in {classes.name}")
     cells = [number for number, category in zip(numbers, categories, strict=True) if category == CELL]

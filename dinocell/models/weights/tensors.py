@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dinocell.core.errors import CheckpointError
+from dinocell.core.errors import CheckpointError, first_line
 
 State = dict[str, Tensor]
 
@@ -19,5 +19,4 @@ def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
             metadata = dict(file.metadata() or {})
             return {name: file.get_tensor(name).float() for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a readable safetensors file ({reason}); get it again") from error
+        raise CheckpointError(f"{path}: not a readable safetensors file ({first_line(error)}); get it again") from error

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dinocell.core.errors import ConfigError
+from dinocell.core.errors import ConfigError, first_line
 from dinocell.images.gray.channels import to_gray
 from dinocell.images.gray.contrast import to_uint8
 from dinocell.images.listing import list_images
@@ -120,7 +120,7 @@ class CropDataset(Dataset[Sample]):
                 image = read_gray(path, config.data.percentile_low, config.data.percentile_high)
                 break
             except Exception as error:  # one bad file, whatever is wrong with it, must not end a week's run
-                unreadable[path] = str(error).splitlines()[0] if str(error) else type(error).__name__
+                unreadable[path] = first_line(error)
         failed = image is None
         blank: UInt8Array = np.zeros((64, 64), np.uint8)
         crops = multi_crop(blank if image is None else image, config.augment, sample_rng(config.seed, number))
