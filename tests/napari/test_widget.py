@@ -1,5 +1,6 @@
 """The plugin in a real napari viewer: `make test-napari`. Needs napari, pytest-qt, OpenGL and a screen (xvfb-run)."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -174,6 +175,22 @@ def test_what_goes_wrong_is_said_in_the_widget(dock: Make, installed: Path, qtbo
     widget.start()
     assert "not a readable safetensors file" in finished(widget, qtbot)
     assert len(viewer.layers) == 1
+
+
+def test_the_scale_is_estimated_where_the_box_is_ticked_and_only_there(dock: Make, installed: Path) -> None:
+    """A model of rescaled images ticks it; unticked, a diameter "as it is" keeps the image's scale with it, too."""
+    _, widget = dock({"data": noise(64, 64), "name": "field"})
+    assert not widget.estimate.value and widget._task().options.diameter == "own"
+    card = json.loads((installed / "config.json").read_text())
+    (installed / "config.json").write_text(json.dumps({**card, "rescale": "auto"}))
+    widget.model.value = plugin.FOLDER
+    widget.folder.value = installed
+    assert widget.estimate.value and not widget.diameter.enabled
+    assert widget._task().options.diameter == "auto"
+    widget.estimate.value = False
+    assert widget.diameter.enabled and widget._task().options.diameter == "own"
+    widget.diameter.value = 31
+    assert widget._task().options.diameter == 31
 
 
 def test_the_table_is_naparis_own(dock: Make, qtbot: Any) -> None:
