@@ -67,7 +67,7 @@ def run_batch(
     model: Callable[[Tensor], Tensor], batch: Sequence[Float32], device: torch.device, dtype: torch.dtype
 ) -> Float32:
     """Run B windows (h, w) of equal size, in halves if memory is short; returns maps (B, K, h, w) float32."""
-    stacked = torch.from_numpy(np.ascontiguousarray(np.stack(batch)[:, None]))  # [B, 1, h, w]
+    stacked = torch.from_numpy(np.ascontiguousarray(np.stack(batch)[:, None], np.float32))  # [B, 1, h, w]
     try:
         with devices.autocast(device, dtype):
             prediction = model(stacked.to(device))  # [B, K, h, w]
