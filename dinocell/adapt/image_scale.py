@@ -21,7 +21,7 @@ from dinocell.images.gray.preprocess import preprocess_plane
 from dinocell.images.listing import list_images
 from dinocell.images.read import read_image
 from dinocell.models import ModelCard
-from dinocell.predict.large.regions import WholePicture
+from dinocell.predict.large.regions import WholeSource
 from dinocell.segmentation import SegmentationResult, Segmenter
 
 LOOKED_AT = 6  # images
@@ -73,7 +73,7 @@ def _find(model: Segmenter, config: AdaptConfig) -> ImageScale:
         return ImageScale(scale=_rounded(scale), diameter=config.diameter, side=side)
     if trained is None or not model.card.rescales:
         return ImageScale(scale=1.0, diameter=None, side=side)
-    looks = [model.estimate_diameter(WholePicture(preprocess_plane(image, model.preprocess))) for image in images]
+    looks = [model.estimate_diameter(WholeSource(preprocess_plane(image, model.preprocess))) for image in images]
     sure = [look for look in looks if look.diameter is not None]
     if not sure:
         log.warning(

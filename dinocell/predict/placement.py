@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dinocell.images.geometry.resize import resize_image, resize_labels, resize_maps
 from dinocell.models.folder import Fit
-from dinocell.predict.large.regions import FilledPicture, Picture, ScaledMaps, ScaledPicture
+from dinocell.predict.large.regions import FilledSource, ScaledMaps, ScaledSource, Source
 from dinocell.predict.windows import Window, covering_windows
 
 Float32 = NDArray[np.float32]
@@ -87,7 +87,7 @@ class Placement:
         return covering_windows(self.frame, self.window, overlap)
 
     def image(self, z: NDArray[Any]) -> Float32:
-        """The frame, float32, of a preprocessed image (H, W); the image itself where nothing is to be done."""
+        """Make the frame, float32, of a preprocessed image (H, W); the image itself where nothing is to be done."""
         assert z.shape == self.size, f"an image of {z.shape} was placed as one of {self.size}"
         for size in (self.scaled, self.shown):
             z = resize_image(z, size)
@@ -101,19 +101,19 @@ class Placement:
                 return self._filled(z)
         assert_never(self.fill)
 
-    def source(self, picture: Picture) -> Picture:
-        """The frame of an image that is read by region, as `image` gives it, up to rounding; for `fit` tile."""
-        assert self.fill != "zero" and picture.size == self.size
+    def source(self, image: Source) -> Source:
+        """Place an image that is read by region: the frame that `image` gives, up to rounding; for `fit` tile."""
+        assert self.fill != "zero" and image.size == self.size
         for size in (self.scaled, self.shown):
-            picture = picture if size == picture.size else ScaledPicture(picture, size)
-        return picture if self.frame == self.shown else FilledPicture(picture, self.frame, self.fill)
+            image = image if size == image.size else ScaledSource(image, size)
+        return image if self.frame == self.shown else FilledSource(image, self.frame, self.fill)
 
     def labels(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Labels (H, W) of the image on the frame, by nearest neighbour; 0 outside the image."""
+        """Place labels (H, W) on the frame, by nearest neighbour; 0 outside the image."""
         return self._filled(resize_labels(labels, self.shown))
 
     def mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-        """Pixels of the frame that do not count: those of a mask (H, W), and all outside the image; None if all do."""
+        """Mark the pixels of the frame in a mask (H, W) of the image and all outside the image; None without any."""
         if self.frame == self.shown:
             return None if mask is None else resize_labels(mask, self.shown)
         outside = np.ones(self.frame, bool)
@@ -121,21 +121,21 @@ class Placement:
         return outside
 
     def undo(self, maps: Float32) -> Float32:
-        """Maps (K, h, w) of the frame at the image's size, (K, H, W)."""
+        """Bring maps (K, h, w) of the frame back to the image's size, (K, H, W)."""
         maps = np.ascontiguousarray(maps[(slice(None), *self.inside)])
         if self.fit == "tile":
             maps = resize_maps(maps, self.scaled)
         return resize_maps(maps, self.size)
 
     def undo_lazily(self, maps: Float32) -> Float32 | ScaledMaps:
-        """As `undo`, up to rounding, for maps too large for memory: resampled where they are read; for `fit` tile."""
+        """Do as `undo`, up to rounding, for maps too large for memory, where they are read; for `fit` tile."""
         seen: Float32 | ScaledMaps = maps[(slice(None), *self.inside)]
         for size in (self.scaled, self.size):
             seen = seen if seen.shape[1:] == size else ScaledMaps(seen, size)
         return seen
 
     def undo_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Labels, or weights, (h, w) of the frame at the image's size (H, W), by nearest neighbour."""
+        """Bring labels, or weights, (h, w) of the frame back to the image's size (H, W), by nearest neighbour."""
         return resize_labels(labels[self.inside], self.size)
 
     def _filled(self, array: NDArray[Any], **how: Any) -> NDArray[Any]:

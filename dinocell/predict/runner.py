@@ -20,7 +20,7 @@ from dinocell.core import device as devices
 from dinocell.core.errors import ConfigError
 from dinocell.images.mapped import copy_by_bands, release
 from dinocell.models import SegmentationModel
-from dinocell.predict.large.regions import Picture
+from dinocell.predict.large.regions import Source
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.views import averaged
 from dinocell.predict.windows import OVERLAP, WINDOW, Float32, Stitcher, Window, covering_windows, starts, taper
@@ -162,7 +162,7 @@ class Runner:
             forward(pending)
         yield from finished()
 
-    def large(self, source: Picture, channels: int, scratch: Scratch | None = None) -> Iterator[tuple[int, Float32]]:
+    def large(self, source: Source, channels: int, scratch: Scratch | None = None) -> Iterator[tuple[int, Float32]]:
         """Predict the maps of a large frame, equal to `maps` bit for bit, one row of windows after the other.
 
         Args:

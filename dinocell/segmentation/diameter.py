@@ -16,7 +16,7 @@ from dinocell.core.errors import ConfigError
 from dinocell.labels.cells import equivalent_diameters, find_cells
 from dinocell.models.training_record import CellDiameters, Training
 from dinocell.objectives import Objective
-from dinocell.predict.large.regions import Picture, ScaledPicture
+from dinocell.predict.large.regions import ScaledSource, Source
 from dinocell.predict.placement import Placement
 from dinocell.predict.runner import Runner
 from dinocell.segmentation.notes import Note
@@ -29,7 +29,7 @@ DOUBT = 0.6
 """Added to the flow error, divided by the evidence: two small cells that fit well by chance prove little."""
 COVER = 80
 """Evidence is the number of cells and this many times the square of what they cover of the windows looked at: one cell
-that fills half of the picture counts as 21, one that fills a twentieth as one."""
+that fills half of the image counts as 21, one that fills a twentieth as one."""
 HYPOTHESES = 3
 """So many of the scales that fit best are looked at again, each where its cells would have the size the model knows;
 one more is that which fits best when the size counts."""
@@ -123,18 +123,18 @@ def told_scale(training: Training, options: SegmentOptions) -> float:
     return float(scale)
 
 
-def estimate_diameter(picture: Picture, runner: Runner, objective: Objective, trained: CellDiameters) -> Estimate:
-    """The typical diameter of the cells in a picture, and the scale at which the model should see it.
+def estimate_diameter(image: Source, runner: Runner, objective: Objective, trained: CellDiameters) -> Estimate:
+    """Estimate the typical diameter of the cells in an image, and the scale at which the model should see it.
 
     Args:
-        picture: preprocessed.
+        image: preprocessed.
         runner: of the model; `MOST_WINDOWS` windows go through it at most.
         objective: of the model, with a `cell_check` that is turned off.
         trained: diameters that the model knows.
     """
 
     def look(scale: float) -> Estimate:
-        return _look(picture, runner, objective, scale, trained)
+        return _look(image, runner, objective, scale, trained)
 
     grid = [look(scale) for scale in SCALES]
     looks = [*sorted(grid, key=_fit)[:HYPOTHESES], min(grid, key=_rank)]
@@ -165,12 +165,12 @@ def _doubtful_error(estimate: Estimate) -> float:
     return estimate.error + DOUBT / max(estimate.cells + COVER * estimate.share**2, 1)
 
 
-def _look(picture: Picture, runner: Runner, objective: Objective, scale: float, trained: CellDiameters) -> Estimate:
-    """Cells in some windows of the picture at one scale; what lies beyond its edges is mirrored and does not count."""
+def _look(image: Source, runner: Runner, objective: Objective, scale: float, trained: CellDiameters) -> Estimate:
+    """Find cells in some windows of the image at one scale; its mirror image beyond the edges does not count."""
     diameters: list[NDArray[np.float64]] = []
     total = area = covered = seen = 0.0
     window = runner.window
-    parts = _windows(picture, window, scale)
+    parts = _windows(image, window, scale)
     frames = [Placement.of(_shape(part), window=window, rescales=True).image(part) for part in parts]
     for part, maps in zip(parts, runner.single(frames), strict=True):
         height, width = part.shape
@@ -202,10 +202,10 @@ def _look(picture: Picture, runner: Runner, objective: Objective, scale: float, 
     )
 
 
-def _windows(picture: Picture, window: int, scale: float) -> list[Float32]:
-    """The parts with the most contrast out of some spread over the picture; smaller than a window where it is."""
-    size = (max(1, round(picture.size[0] * scale)), max(1, round(picture.size[1] * scale)))
-    scaled = picture if size == picture.size else ScaledPicture(picture, size)
+def _windows(image: Source, window: int, scale: float) -> list[Float32]:
+    """Cut the parts with the most contrast out of some spread over the image; smaller than a window where it is."""
+    size = (max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale)))
+    scaled = image if size == image.size else ScaledSource(image, size)
     places = _places(size, window)
     parts = [scaled.region(slice(y, min(y + window, size[0])), slice(x, min(x + window, size[1]))) for y, x in places]
     parts.sort(key=lambda part: -float(part.std()))

@@ -13,7 +13,7 @@ from dinocell.images.planes import InputPlane
 from dinocell.labels.cells import MAX_UINT16
 from dinocell.objectives import ObjectiveConfig, build_objective
 from dinocell.predict.large.blocks import BLOCK, decode_blocks, split_blocks
-from dinocell.predict.large.regions import Picture
+from dinocell.predict.large.regions import Source
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.placement import Placement
 from dinocell.predict.runner import Runner
@@ -25,7 +25,7 @@ from dinocell.segmentation.result import Float32, SegmentationResult
 def segment_large(
     runner: Runner,
     plane: InputPlane,
-    source: Picture,
+    source: Source,
     place: Placement,
     config: ObjectiveConfig,
     *,

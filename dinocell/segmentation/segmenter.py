@@ -31,7 +31,7 @@ from dinocell.models import ModelCard, load_model_folder
 from dinocell.models.folder import VIEWS
 from dinocell.models.packaged import find_model
 from dinocell.objectives import build_objective
-from dinocell.predict.large.regions import Picture, WholePicture
+from dinocell.predict.large.regions import Source, WholeSource
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.placement import Placement
 from dinocell.predict.runner import Runner, counted
@@ -198,7 +198,7 @@ class Segmenter:
                 yield result
 
     def place(self, size: tuple[int, int], scale: float = 1.0) -> Placement:
-        """How the model sees an image of `size` (height, width) px, scaled by a factor."""
+        """Place an image of `size` (height, width) px, scaled by a factor, as the model sees it."""
         return Placement.of(size, window=self.runner.window, fit=self.fit, scale=scale, rescales=self.card.rescales)
 
     def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
@@ -217,10 +217,10 @@ class Segmenter:
         """
         scratch = scratch or Scratch()
         plane = self._sized(loaded(plane, scratch.folder), options)
-        picture: Picture = StreamedInput(plane.gray, self.preprocess)
-        scale, notes = self._scale_of(picture, options)
+        image: Source = StreamedInput(plane.gray, self.preprocess)
+        scale, notes = self._scale_of(image, options)
         place = self.place(plane.size, scale)
-        source = place.source(picture)
+        source = place.source(image)
         result = segment_large(
             self.runner,
             plane,
@@ -253,7 +253,7 @@ class Segmenter:
                 Job(plane=plane, placement=self.place(plane.size), invalid=invalid, notes=tuple(notes)), None
             )
         z: NDArray[Any] = preprocess_plane(gray, self.preprocess)
-        scale, said = self._scale_of(WholePicture(z), options)
+        scale, said = self._scale_of(WholeSource(z), options)
         notes += said
         place = self.place(plane.size, scale)
         z = place.image(z)
@@ -264,13 +264,13 @@ class Segmenter:
         """The plane with the pixel size that the user gave, if any."""
         return plane if options.pixel_size is None else dataclasses.replace(plane, pixel_size=options.pixel_size)
 
-    def _scale_of(self, picture: Picture, options: SegmentOptions) -> tuple[float, list[Note]]:
-        """Factor from a picture's pixels to the model's, and what the user should know about it."""
+    def _scale_of(self, image: Source, options: SegmentOptions) -> tuple[float, list[Note]]:
+        """Choose the factor from an image's pixels to the model's; returned with notes for the user."""
         if not self.estimates(options):
             scale = told_scale(self.card.training, options)
             text = f"scaled by {scale:.3g} to the size of the cells that the model was trained on"
             return scale, [Note(text=text, severity="info")] if scale != 1 else []
-        found = self.estimate_diameter(picture, options)
+        found = self.estimate_diameter(image, options)
         return found.scale, [found.note]
 
     def estimates(self, options: SegmentOptions) -> bool:
@@ -279,8 +279,8 @@ class Segmenter:
             return options.pixel_size is None or not self.card.training.pixel_size
         return options.diameter == "auto"
 
-    def estimate_diameter(self, picture: Picture, options: SegmentOptions | None = None) -> Estimate:
-        """The typical diameter of the cells in a preprocessed picture, found with the model itself.
+    def estimate_diameter(self, image: Source, options: SegmentOptions | None = None) -> Estimate:
+        """Estimate the typical diameter of the cells in a preprocessed image, with the model itself.
 
         Raises:
             ConfigError: the model does not predict flows, or does not record the diameter it was trained at.
@@ -289,14 +289,13 @@ class Segmenter:
         if trained is None or not build_objective(self.objective).cell_check or self.fit != "tile":
             lacks = "record the diameter it was trained at" if trained is None else "predict flows in tiles"
             raise ConfigError(f"diameter: auto is not possible, as this model does not {lacks}; give a number")
-        if picture.constant:
+        if image.constant:
             return Estimate(scale=1.0, diameter=None, cells=0)
         config = (options or SegmentOptions()).decoding(self.objective)
         unchecked = dataclasses.replace(build_objective(config).without_check(), max_size_fraction=1.0)
-
         told = counted(self.runner.on_windows, MOST_WINDOWS)
         runner = dataclasses.replace(self.runner, views=1, on_windows=told)
-        return estimate_diameter(picture, runner, build_objective(unchecked), trained)
+        return estimate_diameter(image, runner, build_objective(unchecked), trained)
 
     def fingerprint(self) -> str:
         """A checksum of the weights and the configuration: work begun with another model is not continued."""

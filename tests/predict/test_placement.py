@@ -16,7 +16,7 @@ from dinocell.finetune import FinetuneConfig
 from dinocell.finetune.data.image_store import ImageStore
 from dinocell.images.planes import iter_planes, open_image
 from dinocell.labels.files import write_labels
-from dinocell.predict.large.regions import WholePicture
+from dinocell.predict.large.regions import WholeSource
 from dinocell.predict.placement import Fit, Placement
 from dinocell.predict.runner import Runner
 from dinocell.segmentation import Segmenter, SegmentOptions
@@ -98,7 +98,7 @@ def test_an_image_read_by_region_has_the_same_frame_and_way_back(
 ) -> None:
     z = np.random.default_rng(1).normal(size=size).astype(np.float32)
     place = Placement.of(size, window=64, scale=scale, rescales=rescales)
-    source, frame = place.source(WholePicture(z)), place.image(z)
+    source, frame = place.source(WholeSource(z)), place.image(z)
     assert source.size == frame.shape == place.frame
     height, width = frame.shape
     for rows, columns in ((slice(0, height), slice(0, width)), (slice(height - 50, height - 3), slice(7, width - 9))):

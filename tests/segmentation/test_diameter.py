@@ -18,7 +18,7 @@ from dinocell.models import ModelCard
 from dinocell.models.training_record import CellDiameters, Training, TrainingData
 from dinocell.objectives import ObjectiveConfig
 from dinocell.objectives.flows.targets import masks_to_flows
-from dinocell.predict.large.regions import WholePicture
+from dinocell.predict.large.regions import WholeSource
 from dinocell.segmentation import Segmenter, run
 from dinocell.segmentation.diameter import Estimate
 
@@ -65,9 +65,7 @@ def field(diameter: float, side: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("diameter", [8, 14, 20, 33, 60, 110])
 def test_the_diameter_of_disks_is_found(diameter: float) -> None:
-    found = segmenter().estimate_diameter(
-        WholePicture(preprocess_plane(field(diameter), PreprocessConfig(clahe=False)))
-    )
+    found = segmenter().estimate_diameter(WholeSource(preprocess_plane(field(diameter), PreprocessConfig(clahe=False))))
     assert found.diameter == pytest.approx(diameter, rel=0.12)
     assert found.scale == pytest.approx(KNOWN / diameter, rel=0.12)
     assert f"diameter auto: {found.diameter:.3g} px" in found.note.text
@@ -78,9 +76,7 @@ def test_sizes_between_those_of_the_data_sets_keep_their_scale() -> None:
     assert trained == CellDiameters(median=20, smallest=12, largest=30)
     assert [trained.scale_for(d) for d in (12, 25, 30)] == [1, 1, 1]
     assert trained.scale_for(60) == 0.5 and trained.scale_for(6) == 2
-    found = segmenter(12, 30).estimate_diameter(
-        WholePicture(preprocess_plane(field(25), PreprocessConfig(clahe=False)))
-    )
+    found = segmenter(12, 30).estimate_diameter(WholeSource(preprocess_plane(field(25), PreprocessConfig(clahe=False))))
     assert found.scale == 1 and "image scale kept" in found.note.text
 
 
@@ -98,14 +94,14 @@ def test_without_cells_the_scale_of_the_training_images_is_taken() -> None:
     datasets = tuple(TrainingData(diameter=20, scale=scale) for scale in (0.25, 0.5, 1.0))
     model = changed(segmenter(), training=Training(diameter=KNOWN, datasets=datasets))
     noise = np.random.default_rng(0).integers(0, 255, (140, 160)).astype(np.uint8)
-    found = model.estimate_diameter(WholePicture(preprocess_plane(noise, PreprocessConfig(clahe=False))))
+    found = model.estimate_diameter(WholeSource(preprocess_plane(noise, PreprocessConfig(clahe=False))))
     assert found.diameter is None and found.scale == 0.5
     assert "not sure" in found.note.text and "scaled by 0.5, as in training" in found.note.text
 
 
 def test_mirrored_copies_of_a_cell_are_no_cells() -> None:
     image = field(60, 180)[:, :120]  # two disks in all: their mirror images fill a window, and are not evidence
-    found = segmenter().estimate_diameter(WholePicture(preprocess_plane(image, PreprocessConfig(clahe=False))))
+    found = segmenter().estimate_diameter(WholeSource(preprocess_plane(image, PreprocessConfig(clahe=False))))
     assert found.cells in (1, 2)
     assert found.diameter == pytest.approx(60, rel=0.12)
 
@@ -114,7 +110,7 @@ def test_mirrored_copies_of_a_cell_are_no_cells() -> None:
 def test_a_single_cell_that_fills_much_of_the_picture_is_enough(side: int) -> None:
     image = np.zeros((2 * side, 2 * side), np.uint8)
     image[side // 2 : side // 2 + side, side // 2 : side // 2 + side] = 200
-    found = segmenter().estimate_diameter(WholePicture(preprocess_plane(image, PreprocessConfig(clahe=False))))
+    found = segmenter().estimate_diameter(WholeSource(preprocess_plane(image, PreprocessConfig(clahe=False))))
     assert found.cells == 1
     assert found.diameter == pytest.approx(2 * side / np.sqrt(np.pi), rel=0.12)
 
@@ -146,7 +142,7 @@ def found_in(image: np.ndarray, error: float, far: float = 0.0) -> Estimate:
     datasets = (TrainingData(diameter=KNOWN, scale=2.0**-far),)
     model = changed(segmenter(), training=Training(diameter=KNOWN, datasets=datasets))
     model.runner = dataclasses.replace(model.runner, network=Askew(error))
-    return model.estimate_diameter(WholePicture(preprocess_plane(image, PreprocessConfig(clahe=False))))
+    return model.estimate_diameter(WholeSource(preprocess_plane(image, PreprocessConfig(clahe=False))))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +278,7 @@ class SeesDots(KnowsOneSize):
 def test_cells_of_a_size_that_the_model_does_not_know_are_not_believed(diameter: float) -> None:
     model = segmenter()
     model.runner = dataclasses.replace(model.runner, network=SeesDots())
-    picture = WholePicture(preprocess_plane(field(diameter), PreprocessConfig(clahe=False)))
+    picture = WholeSource(preprocess_plane(field(diameter), PreprocessConfig(clahe=False)))
     assert model.estimate_diameter(picture).diameter == pytest.approx(diameter, rel=0.1)
 
 
@@ -297,7 +293,7 @@ def test_sizes_are_known_between_the_bounds_of_the_recipe() -> None:
 
 def test_streamed_pictures_give_the_same_estimate() -> None:
     config, image = PreprocessConfig(clahe=False), field(33)
-    pictures = (WholePicture(preprocess_plane(image, config)), StreamedInput(image, config))
+    pictures = (WholeSource(preprocess_plane(image, config)), StreamedInput(image, config))
     first, second = (segmenter().estimate_diameter(picture) for picture in pictures)
     assert first.diameter == pytest.approx(second.diameter, rel=1e-3)
 

@@ -19,7 +19,7 @@ Kernel = Literal["area", "cubic", "linear"]
 CUBIC_A = -0.75  # OpenCV's
 
 
-class Picture(Protocol):
+class Source(Protocol):
     """A preprocessed image, read by region."""
 
     size: tuple[int, int]
@@ -28,7 +28,7 @@ class Picture(Protocol):
     def region(self, rows: slice, columns: slice) -> Float32: ...
 
 
-class WholePicture:
+class WholeSource:
     """A preprocessed image in memory, z (H, W) float32."""
 
     constant = False
@@ -42,32 +42,32 @@ class WholePicture:
         return self.z[rows, columns]
 
 
-class ScaledPicture:
-    """A picture of another scale, resampled where it is read."""
+class ScaledSource:
+    """A source at another scale, resampled where it is read."""
 
-    def __init__(self, picture: Picture, size: tuple[int, int]) -> None:
-        self.picture, self.size, self.constant = picture, size, picture.constant
-        self.kernel: Kernel = "area" if size[0] * size[1] < picture.size[0] * picture.size[1] else "cubic"
+    def __init__(self, source: Source, size: tuple[int, int]) -> None:
+        self.source, self.size, self.constant = source, size, source.constant
+        self.kernel: Kernel = "area" if size[0] * size[1] < source.size[0] * source.size[1] else "cubic"
 
     def region(self, rows: slice, columns: slice) -> Float32:
         """z (h, w) of a region."""
-        return resample(self.picture.region, self.picture.size, self.size, rows, columns, self.kernel)
+        return resample(self.source.region, self.source.size, self.size, rows, columns, self.kernel)
 
 
-class FilledPicture:
-    """A picture continued below and to the right to a larger size: by its mirror image, or by its last lines."""
+class FilledSource:
+    """A source continued below and to the right to a larger size: by its mirror image, or by its last lines."""
 
-    def __init__(self, picture: Picture, size: tuple[int, int], fill: Literal["mirror", "edge"]) -> None:
-        self.picture, self.size, self.constant = picture, size, picture.constant
+    def __init__(self, source: Source, size: tuple[int, int], fill: Literal["mirror", "edge"]) -> None:
+        self.source, self.size, self.constant = source, size, source.constant
         self._lines = [
             np.pad(np.arange(length), (0, wanted - length), mode="symmetric" if fill == "mirror" else "edge")
-            for wanted, length in zip(size, picture.size, strict=True)
+            for wanted, length in zip(size, source.size, strict=True)
         ]
 
     def region(self, rows: slice, columns: slice) -> Float32:
         """z (h, w) of a region."""
         y, x = self._lines[0][rows], self._lines[1][columns]
-        part = self.picture.region(slice(int(y.min()), int(y.max()) + 1), slice(int(x.min()), int(x.max()) + 1))
+        part = self.source.region(slice(int(y.min()), int(y.max()) + 1), slice(int(x.min()), int(x.max()) + 1))
         return np.ascontiguousarray(part[np.ix_(y - y.min(), x - x.min())])
 
 

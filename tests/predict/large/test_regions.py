@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dinocell.images.geometry.resize import resize_maps
-from dinocell.predict.large.regions import ScaledMaps, ScaledPicture, WholePicture
+from dinocell.predict.large.regions import ScaledMaps, ScaledSource, WholeSource
 
 SIZES = [(100, 80), (50, 40), (33, 77), (31, 25), (210, 170), (333, 301), (99, 80), (101, 81)]
 
@@ -15,7 +15,7 @@ def test_regions_of_a_scaled_picture_are_those_of_opencv(size: tuple[int, int]) 
     z = np.random.default_rng(0).normal(size=(100, 80)).astype(np.float32)
     shrinking = size[0] * size[1] < z.size
     whole = cv2.resize(z, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
-    picture = ScaledPicture(WholePicture(z), size)
+    picture = ScaledSource(WholeSource(z), size)
     for rows, columns in (
         (slice(0, size[0]), slice(0, size[1])),
         (slice(7, 20), slice(11, 24)),
