@@ -1,7 +1,6 @@
 """Placement: sizes, aspect, the way there and back, and one rule for training, segmentation and large images."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dinocell.core.config import from_dict
 from dinocell.datasets.labelled import DatasetInfo, LabelledItem
 from dinocell.finetune import FinetuneConfig
 from dinocell.finetune.data.image_store import ImageStore
 from dinocell.images.planes import iter_planes, open_image
 from dinocell.labels.files import write_labels
+from dinocell.models import ModelCard
+from dinocell.objectives import ObjectiveConfig
 from dinocell.predict.large.regions import WholeSource
 from dinocell.predict.placement import Fit, Placement
 from dinocell.predict.runner import Runner
@@ -124,10 +124,10 @@ def test_training_and_segmentation_see_the_same_array(size: tuple[int, int], fit
         dataset=DatasetInfo(name="set"),
         split="train",
     )
-    objective = {"kind": "flows" if fit == "tile" else "semantic"}
-    settings: dict[str, Any] = {"crop_size": 512, "input_size": 512, "fit": fit, "objective": objective}
-    trained = ImageStore([item], from_dict(FinetuneConfig, settings), print).get(0)
-    segmenter = Segmenter(Pointwise(), {"crop_size": 512, "fit": fit, "objective": objective}, device="cpu")
+    objective = ObjectiveConfig(kind="flows" if fit == "tile" else "semantic")
+    config = FinetuneConfig(crop_size=512, input_size=512, fit=fit, objective=objective)
+    trained = ImageStore([item], config, print).get(0)
+    segmenter = Segmenter(Pointwise(), ModelCard(crop_size=512, fit=fit, objective=objective), device="cpu")
     job, z = segmenter.prepare(next(iter_planes(open_image(image))), SegmentOptions())
     assert trained is not None and z is not None
     np.testing.assert_array_equal(trained.image, z)
