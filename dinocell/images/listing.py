@@ -11,12 +11,12 @@ from dinocell.core.errors import ConfigError
 from dinocell.images.readers.tiff import TIFFS
 from dinocell.images.readers.vendor import BIOIO
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
-SUFFIXES = (*PICTURES, *TIFFS, ".npy", ".zarr", *BIOIO)
+PLAIN = (".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (*PLAIN, *TIFFS, ".npy", ".zarr", *BIOIO)
 LABEL_ENDINGS = ("_cp_masks", "_masks", "_labels", "_seg", "_mask", "_label", "_instances_ids")
-"""What tools append to an image's stem for its label image; of several, the first one here is taken."""
+"""Endings that tools append to an image's stem for its label image; of several, the first one here is taken."""
 FIGURE_ENDINGS = ("_overlay", "_outlines")
-"""What segmentation appends to an image's stem for its figures (PNG)."""
+"""Endings that segmentation appends to an image's stem for its figures (PNG)."""
 
 
 def plain_stem(file: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dinocell.core.errors import DataError
 from dinocell.images.image import ImageFile, every_nth_frame, override_axes, reading
 from dinocell.images.large_file import LazyFile
-from dinocell.images.listing import PICTURES, SUFFIXES
+from dinocell.images.listing import PLAIN, SUFFIXES
 from dinocell.images.readers.npy import open_npy, read_npy
 from dinocell.images.readers.picture import read_picture
 from dinocell.images.readers.tiff import TIFFS, read_tiff
@@ -69,7 +69,7 @@ def _series(file: Path, axes: str | None, t_step: int, max_bytes: int | None) ->
     elif suffix in TIFFS:
         yield from read_tiff(file, axes, t_step, max_bytes)
         return
-    elif suffix in PICTURES:
+    elif suffix in PLAIN:
         found = iter([read_picture(file, max_bytes)])
     elif suffix == ".npy":
         found = iter([read_npy(file, max_bytes)])

@@ -1,4 +1,4 @@
-"""The dock widget: choose layer, model and settings; run in a worker thread with progress and cancel."""
+"""Dock widget: choose layer, model and settings; run in a worker thread with progress and cancel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Signals(QObject):  # emitted in the worker's thread, received in napari's
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """All that the worker needs; nothing of it belongs to Qt."""
+    """Input of the worker; nothing of it belongs to Qt."""
 
     layer: Any
     data: Any
@@ -68,7 +68,7 @@ class _Outcome:
 
 
 class SegmentWidget(Container):
-    """Segment the cells of an image layer; the labels layer carries one row of measurements a cell.
+    """Segment the cells of an image layer; the labels layer carries one row of measurements per cell.
 
     Args:
         napari_viewer: where the layers are; napari passes it by this name.
@@ -170,7 +170,7 @@ class SegmentWidget(Container):
             self._worker.quit()
 
     def _leave(self) -> None:
-        """The viewer or the dock is closed: nothing of Qt here may be touched any more, and nobody waits for cells."""
+        """Cancel when the viewer or the dock is closed: Qt objects are gone, and the result is no longer needed."""
         self._gone = True
         if self._worker is not None:
             self._worker.quit()
@@ -196,7 +196,7 @@ class SegmentWidget(Container):
         )
 
     def _shown_plane(self, layer: Any, shape: Sequence[int]) -> Index:
-        """Indices along the layer's leading axes of what the viewer shows."""
+        """Return the indices of the plane shown along the layer's leading axes."""
         point = layer.world_to_data(self._viewer.dims.point)
         return tuple(
             min(max(round(float(at)), 0), length - 1)
@@ -204,7 +204,7 @@ class SegmentWidget(Container):
         )
 
     def _work(self, task: _Task, outcome: _Outcome) -> None:
-        """In the worker's thread. Whatever goes wrong is told in the widget, so nothing is raised."""
+        """Segment in the worker's thread; errors are shown in the widget, so nothing is raised."""
         started = time.monotonic()
         try:
             segmenter = self._loaded(task.model)
@@ -226,7 +226,7 @@ class SegmentWidget(Container):
         outcome.seconds = time.monotonic() - started
 
     def _loaded(self, folder: Path) -> Segmenter:
-        """The model, kept until another one is chosen or its weights change."""
+        """Load the model; it is kept until another one is chosen or its weights change."""
         weights = folder / "model.safetensors"
         key = folder, weights.stat().st_mtime_ns if weights.is_file() else 0
         if self._segmenter is None or self._segmenter[0] != key:
@@ -262,7 +262,7 @@ class SegmentWidget(Container):
         )
 
     def _show_table(self) -> None:
-        """napari's own table of the selected layer's features, which also saves it as CSV."""
+        """Open napari's own table of the selected layer's features, which also saves it as CSV."""
         dock, _ = self._viewer.window.add_plugin_dock_widget("napari", "Features table widget")
         dock.parentWidget().addDockWidget(Qt.DockWidgetArea.BottomDockWidgetArea, dock)  # many columns need the width
 
@@ -281,14 +281,14 @@ class SegmentWidget(Container):
 
 
 def pixel_size(layer: Any) -> float | None:
-    """µm per pixel where the layer's units are a length and its pixels are square, else None."""
+    """Return the µm per pixel where the layer's units are a length and its pixels are square, else None."""
     units, scale = layer.units[-2:], layer.scale[-2:]
     sizes = [float(step) * _micrometres(unit) for unit, step in zip(units, scale, strict=True)]
     return sizes[0] if sizes[0] > 0 and abs(sizes[0] - sizes[1]) < 1e-3 * sizes[0] else None
 
 
 def _micrometres(unit: Any) -> float:
-    """A unit of length in µm; 0 for what is no length, such as pixels."""
+    """Return a unit of length in µm; 0 for other units, such as pixels."""
     try:
         return float((1 * unit).to("micrometer").magnitude)
     except Exception:  # pint's errors for other dimensions; pint itself need not be imported
