@@ -1,4 +1,4 @@
-"""Convert a published labelled data set to the layout that finetune/train.py reads, checking every pair.
+"""Convert a published labelled dataset to the layout that finetune/train.py reads, checking every pair.
 
     python data_curation/prepare_labelled.py FORMAT SRC --out DIR [key=value …]
 

@@ -66,7 +66,7 @@ def tiny() -> Callable[..., FinetuneConfig]:
 
 
 def _tiny_recipe(root: Path, out: Path, *changes: dict[str, Any]) -> FinetuneConfig:
-    """For the data set `root`, with changes; of sections only the keys given are changed."""
+    """For the dataset `root`, with changes; of sections only the keys given are changed."""
     from dinocell.core.config import from_dict
     from dinocell.finetune import FinetuneConfig
 

@@ -1,4 +1,4 @@
-"""Adaptation from start to end; every part that is finished is kept, and the same command goes on."""
+"""Adaptation from start to end; every part that is finished is kept, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from dinocell.segmentation import load_model
 from dinocell.training.outcome import RunOutcome, Stopped
 from dinocell.training.progress import read_metrics
 
-# Keys that change nothing of what is learnt: an adaptation may go on with other values.
+# Keys that do not affect the training: an adaptation may resume with other values.
 _FREE = ("device", "workers", "log_every", "checkpoint_every", "tensorboard")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What was found, with the numbers behind it."""
+    """Verdict of an adaptation, with the numbers behind it."""
 
     verdict: Verdict
     scores: Mapping[str, list[ImageScores]]  # of labelled images, by model; empty without labels
@@ -109,7 +109,7 @@ def _tell(out: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _claim(out: Path, config: AdaptConfig) -> None:
-    """Write config.yaml, or refuse a folder that holds an adaptation with other settings."""
+    """Write config.yaml, or refuse a folder that contains an adaptation with other settings."""
     file = out / "settings.json"
     wanted = flatten(to_dict(config))
     if file.is_file():
@@ -118,8 +118,9 @@ def _claim(out: Path, config: AdaptConfig) -> None:
         key = next((key for key in fixed if before.get(key) != wanted[key]), "")
         if key:
             raise ConfigError(
-                f"--out: {str(out)!r} holds an adaptation with {key}={before.get(key)}, now it is {wanted[key]}; give "
-                "another folder, or delete that one to start anew"
+                f"--out: {str(out)!r} contains an adaptation with {key}={before.get(key)}, now it is "
+                f"{wanted[key]}; give "
+                "another folder, or delete that one to start over"
             )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def _stage_one(out: Path, config: AdaptConfig) -> int:
 
 
 def _with_usable_monitor(config: AdaptConfig) -> pretrain.PretrainConfig:
-    """Where cells fill the images, or none are seen, patches cannot be told apart: then watch the rank instead."""
+    """Watch the rank where cells fill the images or none are seen, so that patches cannot be distinguished, instead."""
     settings = config.pretrain
     try:
         cell_probe(settings)
@@ -236,7 +237,7 @@ def _judge(out: Path, config: AdaptConfig, best_step: int, probes: list[dict[str
         return Judgement(verdict=verdict, scores=scores, stability={}, images=[item.image for item in items])
     paths = _check_images(out, config)
     images = read_gray_images(paths)
-    segmenters = {name: AsItIs(model) for name, model in loaded.items()}  # the crops lie at the model's scale
+    segmenters = {name: AsItIs(model) for name, model in loaded.items()}  # the crops are at the model's scale
     before = [segmenters["original"].segment(image).labels for image in images]
     steadiness = {name: stability(model, images, before) for name, model in segmenters.items()}
     verdict, _ = judge_stability(steadiness["original"], steadiness["adapted"])
@@ -252,7 +253,7 @@ def _check_images(out: Path, config: AdaptConfig) -> list[Path]:
 
 
 def held_out(roots: tuple[str, ...], seed: int) -> list[LabelledItem]:
-    """The test splits; the val split of a data set that has none."""
+    """The test splits; the val split of a dataset without one."""
     found: list[LabelledItem] = []
     for root in roots:
         try:

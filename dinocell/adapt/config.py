@@ -28,10 +28,11 @@ class AdaptConfig(Settings):
     start: str = field(doc="model folder or packaged model to adapt")
     out: str = field(doc="folder for everything; an interrupted adaptation in it is continued")
     labels: tuple[str, ...] = field(
-        (), "labelled data sets of the same microscope: train the decoder, and judge by their test (or val) split"
+        (), "labelled datasets of the same microscope: train the decoder, and judge by their test (or val) split"
     )
     control: bool = field(
-        True, "with labels: also train the unadapted model on them, to tell what stage 1 did from what the labels did"
+        True,
+        "with labels: also train the unadapted model on them, to separate what stage 1 did from what the labels did",
     )
     agrees: float = field(
         0.95,

@@ -1,4 +1,4 @@
-"""How large the cells are in the user's images, estimated once: everything else then sees them as the model does."""
+"""Size of the cells in the user's images, estimated once: everything else then sees them as the model does."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _rounded(scale: float) -> float:
 
 
 def _some(sources: Sequence[str]) -> list[NDArray[Any]]:
-    """The middle of a few images that can be read as one plane and are not constant; curation tells of the others."""
+    """The middle of a few images that can be read as one plane and are not constant; curation reports the others."""
     paths, found = list_images(list(sources)), []
     for index in np.linspace(0, len(paths) - 1, min(len(paths), LOOKED_AT)).round():
         try:

@@ -34,9 +34,9 @@ COUNT_RANGE = (0.67, 1.5)  # cells found ÷ cells the original found, likewise
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Which model to use, whether stage 1 helped, and why.
+    """Verdict: the model to use, if stage 1 helped, and why.
 
-    `helped` is None where the images at hand cannot tell.
+    `helped` is None where the images at hand do not decide it.
     """
 
     choice: Choice
@@ -59,7 +59,7 @@ class Stability:
 
 
 class Segments(Protocol):
-    """What can segment one image."""
+    """Anything that segments one image."""
 
     def segment(self, image: Any, /) -> SegmentationResult:
         """Labels and more of an image."""
@@ -122,7 +122,7 @@ def judge_stability(original: Stability, adapted: Stability) -> tuple[Verdict, M
     if enough and gain.low > 0 and gain.value >= MIN_STEADIER and not strange:
         signs = (
             "There are signs that it helped: the segmentation is steadier and otherwise much the same. Without labels "
-            "this is no proof. Look at the pictures, or label a few images and give them with `--labels`."
+            "this is not a proof. Look at the figures, or label a few images and give them with `--labels`."
         )
         return Verdict(choice="adapted", helped=None, sentences=(numbers, signs)), change
     if strange:
@@ -154,8 +154,8 @@ def judge_scores(rows: Mapping[str, Sequence[ImageScores]]) -> tuple[Verdict, Ma
         {
             True: "Stage 1 on your images helped.",
             False: "Stage 1 on your images did not help: it made the model worse.",
-            None: "Whether stage 1 helped cannot be told from these images"
-            + (": the interval holds zero." if enough else f": fewer than {MIN_IMAGES} are too few."),
+            None: "These images do not show if stage 1 helped"
+            + (": the interval contains zero." if enough else f": fewer than {MIN_IMAGES} are too few."),
         }[helped]
     )
     choice = _best(pooled, change, rows, helped)

@@ -1,4 +1,4 @@
-"""The model's own segmentation of the unlabelled crops, as a labelled data set: what the decoder is re-aligned to."""
+"""The model's own segmentation of the unlabelled crops, as a labelled dataset: what the decoder is re-aligned to."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Findings:
 def write_report(found: Findings) -> Path:
     """Write OUT/report.html; returns its path."""
     report = Report("Adaptation", f"{Path(found.config.start).name} to the images in {', '.join(found.config.images)}")
-    helped = {True: "yes", False: "no", None: "cannot be told"}[found.verdict.helped]
+    helped = {True: "yes", False: "no", None: "is not decided"}[found.verdict.helped]
     report.figures({"model to use": found.verdict.choice, "did stage 1 help": helped, "best step": found.best_step})
     report.text(" ".join(found.verdict.sentences))
     size = json.loads((found.out / "scale.json").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def _numbers(report: Report, found: Findings) -> None:
         report.text(
             "The image is turned, mirrored, made darker in its mid-tones, a little noisier and a little softer: no "
             "cell moves, so a model that is at home in these images gives the same cells. A model that is wrong can be "
-            "steady too: this is no score."
+            "steady too: this is not a score."
         )
 
 
@@ -96,7 +96,7 @@ def _features(report: Report, found: Findings) -> None:
         report.line_chart(series, "Probes of the features", "step", "balanced accuracy")
         source = "your labels" if found.config.labels else "the original model's own segmentation"
         report.text(
-            f"{verdict(probes)} knn_patch and probe_patch: do patch features tell cells from background, by {source}, "
+            f"{verdict(probes)} knn_patch and probe_patch: do patch features separate cells from ground, by {source}, "
             "with nearest neighbours and with a linear classifier?"
         )
     stored = stored_features(run)
@@ -124,7 +124,7 @@ def _segmentations(report: Report, found: Findings) -> None:
         places["after"] = found.out / "control" / "model"
     report.heading("Segmentations before and after" if "after" in places else "What the model sees in your images")
     loaded = {name: load_model(path, device=found.config.finetune.device) for name, path in places.items()}
-    # Crops without labels lie at the model's scale already.
+    # Crops without labels are at the model's scale already.
     models: dict[str, Segments] = {n: m if found.config.labels else AsItIs(m) for n, m in loaded.items()}
     chosen = found.images[:: max(len(found.images) // PICTURES, 1)][:PICTURES]
     for path in chosen:

@@ -151,5 +151,5 @@ def words(argv: Sequence[str] | None) -> list[str]:
 
 
 def asks_help(arguments: Sequence[str]) -> bool:
-    """Whether the user wants the help."""
+    """True if the user asks for help."""
     return "--help" in arguments or "-h" in arguments

@@ -33,7 +33,7 @@ class Array:
 
     @property
     def since(self) -> float:
-        """When the array was first submitted, by the clock of the file system; seconds since 1970."""
+        """Time of the array's first submission, by the clock of the file system; seconds since 1970."""
         return self._began.stat().st_mtime
 
     @property
@@ -66,5 +66,5 @@ class Array:
             )
 
     def close(self) -> None:
-        """Forget the tasks once they are merged: the same command then starts anew."""
+        """Forget the tasks once they are merged: the same command then starts over."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -19,7 +19,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between questions to the con
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """A submitted job: where it writes, how it is stopped, and whether it goes on.
+    """A submitted job: where it writes, how it is stopped, and if it continues.
 
     Of an array, `job` is the merge, `array` the number of the array and `tasks` the jobs whose ends are reported.
     """
@@ -62,12 +62,12 @@ class Watch:
 
     @property
     def show_logs(self) -> str:
-        """What to give to `tail -F`."""
+        """Paths for `tail -F`."""
         return f"{self.folder}/{self.array}_*_log.*" if self.array else " ".join(map(str, self.logs))
 
 
 def queued(job: str) -> bool:
-    """Whether SLURM still has the job waiting, running or ending."""
+    """True while SLURM has the job waiting, running or ending."""
     try:
         done = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
@@ -95,7 +95,7 @@ def follow_job(watch: Watch, *, show: bool) -> int:
             pause = SHORTEST_PAUSE if any(grown) else min(pause * 1.5, LONGEST_PAUSE)
             time.sleep(pause)
     except KeyboardInterrupt:
-        log.info(f"no longer watching; the job goes on · stop it with: {watch.stop_command}")
+        log.info(f"no longer watching; the job continues · stop it with: {watch.stop_command}")
         raise
     for tail in tails:
         tail.print_new()

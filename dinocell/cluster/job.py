@@ -25,7 +25,7 @@ LOCAL_STARTS = 6  # submitit's local executor starts a job no more often than th
 
 @dataclass(frozen=True, kw_only=True)
 class StageJob:
-    """What a job runs: a stage with its arguments. Pickled by submitit, called once in every process of the job.
+    """The picklable job: a stage with its arguments. Pickled by submitit, called once in every process of the job.
 
     With an `array` it does the share `index` of it, or with `index` None the merge.
     """
@@ -135,7 +135,7 @@ class StageJob:
 
 
 class JobPlace:
-    """Where this process stands in submitit's job."""
+    """Place of this process in submitit's job."""
 
     def __init__(self) -> None:
         import submitit
@@ -148,7 +148,7 @@ class JobPlace:
         self.slurm = environment.name() == "slurm"
 
     def preempted(self) -> bool:
-        """Whether a SIGTERM announces a preemption: the job still counts as running, while scancel ends it at once."""
+        """True if a SIGTERM announces a preemption: the job still counts as running, while scancel ends it at once."""
         if not self.slurm:
             return False
         try:

@@ -1,4 +1,4 @@
-"""What a job leaves for people: how each process ended, and what exactly was submitted."""
+"""Records of a job for people: the end of each process, and exactly what was submitted."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dinocell.core.errors import EXIT_STOPPED
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How one process of a job ended: exit code (0 done, 75 stopped and saved, else failed) and one sentence."""
+    """End of one process of a job: exit code (0 done, 75 stopped and saved, else failed) and one sentence."""
 
     code: int
     sentence: str
 
 
 def end_file(folder: Path, job: str, rank: int) -> Path:
-    """Where a process leaves its `End`, beside its log."""
+    """Path of a process's `End`, beside its log."""
     return folder / f"{job}_{rank}_end.txt"
 
 
 def write_end(folder: Path, job: str, rank: int, code: int, reason: str) -> None:
-    """Note how this process ended; the time of the file tells who was first."""
+    """Note how this process ended; the time of the file says who was first."""
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     verb = "failed" if code not in (0, EXIT_STOPPED) else "ended"
     sentence = " ".join(f"rank {rank} on {host} {verb} at {datetime.now():%H:%M:%S}: {reason}".split())
@@ -41,7 +41,7 @@ def write_end(folder: Path, job: str, rank: int, code: int, reason: str) -> None
 
 
 def read_end(folder: Path, job: str, rank: int = 0) -> End | None:
-    """How a process ended; None while it runs, or when it was killed."""
+    """Read the end of a process; None while it runs, or when it was killed."""
     try:
         code, _, sentence = end_file(folder, job, rank).read_text(encoding="utf-8").strip().partition(" ")
         return End(code=int(code), sentence=sentence)
@@ -116,7 +116,7 @@ def installed_packages() -> list[str]:
 
 
 def relevant_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables that change what runs; never the whole environment, which may hold passwords."""
+    """Variables that change what runs; never the whole environment, which may contain passwords."""
     wanted = ("CUDA_", "NCCL_", "OMP_", "MKL_", "TORCH", "PYTORCH", "DINOCELL_", "CONDA_DEFAULT_ENV", "VIRTUAL_ENV")
     exact = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "MASTER_ADDR", "MASTER_PORT", "LOADEDMODULES")
     return {name: value for name, value in sorted(environment.items()) if name.startswith(wanted) or name in exact}

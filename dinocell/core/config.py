@@ -45,7 +45,7 @@ def field(
     applies_to: Sequence[str] = (),
     factory: Any = None,
 ) -> Any:
-    """Declare a setting: its default, a one-line description, and what holds for its values.
+    """Declare a setting: its default, a one-line description, and the limits of its values.
 
     Give `factory` for a nested config class or a mutable default; give neither and the user must set the field.
 
@@ -397,7 +397,7 @@ def _explain(error: OmegaConfBaseException) -> str:
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """Every setting by its dotted name, with its field: `metadata` holds `doc` and `unit`."""
+    """Every setting by its dotted name, with its field: `metadata` contains `doc` and `unit`."""
     hints = get_type_hints(cls)
     for item in dataclasses.fields(cls):
         hint = hints[item.name]

@@ -1,4 +1,4 @@
-"""Labelled data sets on disk: DATASET/{train,val,test}/{images,masks,ignore}/STEM.* with an optional dataset.yaml."""
+"""Labelled datasets on disk: DATASET/{train,val,test}/{images,masks,ignore}/STEM.* with an optional dataset.yaml."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 CARVED_VAL = 0.1
-"""Share of train that becomes val where a data set has no val split."""
+"""Share of train that becomes val where a dataset has no val split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +47,21 @@ class LabelledItem:
 
 
 def open_dataset(root: str | os.PathLike[str], split: Split, *, seed: int = 0) -> list[LabelledItem]:
-    """Items of one split, in order of their stems, of a data set or of every data set in the sub-folders of `root`.
+    """Items of one split, in order of their stems, of a dataset or of every dataset in the sub-folders of `root`.
 
     A root with images/ and masks/ directly inside is split 80/10/10 by seed; the split is written to splits.json
     there (kept in memory where the folder is read-only) and read back from then on. A missing val split is carved
     out of train (10 %, by seed); train is then the rest.
 
     Raises:
-        ConfigError: no such folder, no data set in it, or a split that it does not have.
+        ConfigError: no such folder, no dataset in it, or a split that it does not have.
         DataError: an image without a mask, a mask without an image, or two files of one stem.
     """
     folder = Path(root)
     if split not in SPLITS:
         raise ConfigError(f"split {split!r}: choose one of {', '.join(SPLITS)}")
     if not folder.is_dir():
-        raise ConfigError(f"data set {str(folder)!r}: no such folder")
+        raise ConfigError(f"dataset {str(folder)!r}: no such folder")
     if _is_dataset(folder):
         return _open_one(folder, split, seed)
     inside = sorted(child for child in folder.iterdir() if child.is_dir() and _is_dataset(child))
@@ -71,7 +71,7 @@ def open_dataset(root: str | os.PathLike[str], split: Split, *, seed: int = 0) -
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    """dataset.yaml of a data set, or defaults named after the folder.
+    """dataset.yaml of a dataset, or defaults named after the folder.
 
     Raises:
         DataError: not a mapping, or a key or type that is not known.
@@ -124,7 +124,7 @@ def _open_one(folder: Path, split: Split, seed: int) -> list[LabelledItem]:
     if split in available and (split != "train" or "val" in available):
         return _items(folder, folder / split, _pairs_of(folder, split), split)
     if split == "test" or "train" not in available:
-        raise ConfigError(f"data set {str(folder)!r} has no {split} split, only {', '.join(available)}")
+        raise ConfigError(f"dataset {str(folder)!r} has no {split} split, only {', '.join(available)}")
     pairs = _pairs_of(folder, "train")
     carved = _carve(len(pairs), seed)
     chosen = [pair for number, pair in enumerate(pairs) if (number in carved) == (split == "val")]
@@ -171,7 +171,7 @@ def _read_splits(file: Path, stems: list[str]) -> dict[str, list[str]]:
     missing = sorted(set(stems) ^ set(listed))
     if missing or len(set(listed)) != len(listed):
         which = missing[0] if missing else "a stem twice"
-        raise DataError(f"{file} does not fit the images beside it ({which!r}): delete it to split anew")
+        raise DataError(f"{file} does not fit the images beside it ({which!r}): delete it to split again")
     return splits
 
 

@@ -1,4 +1,4 @@
-"""`dinocell demo`: both stages, evaluation and segmentation on the embedded sample, ending in a page with pictures."""
+"""`dinocell demo`: both stages, evaluation and segmentation on the embedded sample, ending in a page with figures."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _MIN_DISTANCE = 5
 
 
 def otsu_watershed(gray: NDArray[Any]) -> NDArray[np.int32]:
-    """Segment cells with a global threshold, no parameter fitted to any data set.
+    """Segment cells with a global threshold, no parameter fitted to any dataset.
 
     Gaussian smoothing (1 px), Otsu's threshold, holes filled; the maxima of the smoothed distance transform, at least
     5 px apart, seed a watershed of the foreground; objects under 15 px are dropped.

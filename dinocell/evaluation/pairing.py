@@ -22,7 +22,7 @@ _NOT_LABELS = frozenset({"images", "ignore"})
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A label image: its data set ("" where the folder is one data set), its bare name and its path."""
+    """A label image: its dataset ("" where the folder is one dataset), its bare name and its path."""
 
     dataset: str
     name: str
@@ -86,7 +86,7 @@ def list_label_files(folder: Path, role: str = "labels") -> tuple[list[LabelFile
 def pair(labels: list[LabelFile], folder: Path, role: str, *, every: bool = True) -> Pairing:
     """Find the partner of each of `labels` in `folder`.
 
-    The data set and the name must agree; where no such file exists, the name alone decides if it is the only one.
+    The dataset and the name must agree; where no such file exists, the name alone decides if it is the only one.
 
     Args:
         labels: label images of the truth.

@@ -1,4 +1,4 @@
-"""Run a model over a split of a prepared data set and score it."""
+"""Run a model over a split of a prepared dataset and score it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def evaluate_model(
 
     Args:
         model: a model folder or the name of a packaged model, or an object with `segment(image)`.
-        dataset_root: a prepared data set, or a folder of several.
+        dataset_root: a prepared dataset, or a folder of several.
         split: train, val or test.
         out: the JSON file, or a folder for evaluation.json.
         device: auto, cpu, cuda, cuda:1, …; unused where `model` is an object.
@@ -69,7 +69,7 @@ def evaluate_model(
         The content of evaluation.json; `predictions` has one entry for the model and one for the baseline.
 
     Raises:
-        ConfigError, DataError, CheckpointError: the data set or the model cannot be used.
+        ConfigError, DataError, CheckpointError: the dataset or the model cannot be used.
     """
     target_file = evaluation_file(out)
     task = _Predictions(model, device, views, target_file.parent, with_baseline, keep_since)

@@ -1,4 +1,4 @@
-"""Figures of the paper (Fig. 6c; BCCD from its semantic companion), shown beside ours on the same data sets."""
+"""Figures of the paper (Fig. 6c; BCCD from its semantic companion), shown beside ours on the same datasets."""
 
 import re
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         }
     },
 }
-"""Data set → model → metric. SEG, DET and MMA were measured with ignore masking; BCCD's are foreground scores."""
+"""Dataset → model → metric. SEG, DET and MMA were measured with ignore masking; BCCD's are foreground scores."""
 
 
 def published_for(dataset: str) -> tuple[str, Mapping[str, Mapping[str, float]]] | None:
-    """Published name and figures of a data set called e.g. `livecell_test` or `pbl_hek`; None without any."""
+    """Published name and figures of a dataset called e.g. `livecell_test` or `pbl_hek`; None without any."""
     plain = re.sub(r"[^a-z0-9]", "", dataset.lower())
     for name, figures in PUBLISHED.items():
         if re.sub(r"[^a-z0-9]", "", name.lower()) in plain:

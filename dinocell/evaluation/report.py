@@ -87,7 +87,7 @@ def _charts(report: Report, evaluation: Evaluation, summary: dict[str, Any]) -> 
             name: {t: b["datasets"][name]["metrics"]["MMA"] for t, b in blocks.items() if name in b["datasets"]}
             for name in evaluation.datasets
         }
-        report.bars(by_dataset, "MMA by data set, raw, pooled", "MMA (0–1)")
+        report.bars(by_dataset, "MMA by dataset, raw, pooled", "MMA (0–1)")
     if max(len(evaluation.of(tool)) for tool in evaluation.tools) < _FEWEST_FOR_HISTOGRAM:
         return
     for metric in ("MMA", "SEG", "AP50"):

@@ -56,12 +56,12 @@ class Evaluation:
     problems: tuple[str, ...]
 
     def of(self, tool: str, dataset: str | None = None) -> list[ImageResult]:
-        """Results of one tool, on one data set or on all."""
+        """Results of one tool, on one dataset or on all."""
         return [r for r in self.results if r.tool == tool and dataset in (None, r.dataset)]
 
     @property
     def datasets(self) -> list[str]:
-        """Names of the data sets, sorted."""
+        """Names of the datasets, sorted."""
         return sorted({result.dataset for result in self.results})
 
     @property
@@ -159,11 +159,11 @@ def _rounded(values: dict[str, float], rename: Callable[[str], str] = str) -> di
     return {rename(name): round(value, 6) for name, value in values.items()}
 
 
-HEADER = ("predictions", "data set", "images", "scores", "mean", *METRICS)
+HEADER = ("predictions", "dataset", "images", "scores", "mean", *METRICS)
 
 
 def table_rows(summary: dict[str, Any]) -> list[list[object]]:
-    """Rows under HEADER for every tool, in total and by data set: raw then masked, pooled then macro.
+    """Rows under HEADER for every tool, in total and by dataset: raw then masked, pooled then macro.
 
     Masked rows are left out where nothing is ignored: they would repeat the raw ones.
     """
@@ -181,7 +181,7 @@ def table_rows(summary: dict[str, Any]) -> list[list[object]]:
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """The table as text with aligned columns, the paper's figures below where it has the data set."""
+    """The table as text with aligned columns, the paper's figures below where it has the dataset."""
     cells = [list(HEADER)] + [
         [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row] for row in table_rows(summary)
     ]

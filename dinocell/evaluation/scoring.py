@@ -52,7 +52,7 @@ def score_folders(
     is named as a problem and the other images are scored; a tool is averaged over the images it was scored on.
 
     Args:
-        labels_dir: label images of the truth, or several data sets in sub-folders.
+        labels_dir: label images of the truth, or several datasets in sub-folders.
         predictions: tool → its folder; the first is the one whose figures stand at the top of evaluation.json.
         ignore_dir: images whose nonzero pixels are left out of the ignore-masked scores.
         out: the JSON file, or a folder for evaluation.json; None writes nothing.
@@ -124,10 +124,10 @@ def _target(
 
 
 def _dataset_info(label: LabelFile, root: Path) -> tuple[str, bool]:
-    """Name of the data set and whether its truth is complete: from dataset.yaml above the file, else the folder."""
+    """Name of the dataset and whether its truth is complete: from dataset.yaml above the file, else the folder."""
     for folder in label.path.resolve().parents[:3]:
         if (folder / "dataset.yaml").is_file():
-            from dinocell.datasets.labelled import read_info  # imports torch: only where a data set describes itself
+            from dinocell.datasets.labelled import read_info  # imports torch: only where a dataset describes itself
 
             info = read_info(folder)
             return label.dataset or info.name, info.fully_annotated
@@ -138,7 +138,7 @@ def _dataset_info(label: LabelFile, root: Path) -> tuple[str, bool]:
 
 
 def _picture_of(label: LabelFile, listed: dict[Path, dict[str, Path]]) -> Path | None:
-    """The microscope image of a prepared data set: ../images/STEM.* of masks/STEM.*; `listed` keeps what was listed."""
+    """The microscope image of a prepared dataset: ../images/STEM.* of masks/STEM.*; `listed` keeps what was listed."""
     folder = label.path.parent.parent / "images"
     if folder not in listed:
         files = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []

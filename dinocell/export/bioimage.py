@@ -57,7 +57,7 @@ Float32 = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-    """What a package says of itself that a model folder does not know.
+    """Facts about a package that a model folder does not contain.
 
     Attributes:
         authors: names of those who made the model.
@@ -72,7 +72,7 @@ class About:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Package:
-    """What was written: the zip file, its ONNX file, and how the package differs from our own pipeline.
+    """Result of an export: the zip file, its ONNX file, and the package's differences from our pipeline.
 
     Attributes:
         path: of the zip file.
@@ -171,7 +171,7 @@ def package_steps(config: PreprocessConfig) -> list[dict[str, Any]]:
 
 
 def package_input(gray: Float32, config: PreprocessConfig) -> Float32:
-    """What bioimageio.core makes of a plane (H, W) by those steps, float32; its statistics are of the plane itself."""
+    """Preprocess a plane (H, W) as bioimageio.core does by those steps, float32, with the plane's statistics."""
     low, high = np.quantile(gray, [config.percentile_low / 100, config.percentile_high / 100])
     return np.asarray((np.clip(gray, low, high) - gray.mean()) / (gray.std() + EPS), np.float32)
 
@@ -270,7 +270,7 @@ def _readme(segmenter: Segmenter, about: About, facts: Mapping[str, Any], onnx: 
         f"# {about.name}",
         "",
         f"A DINOCell model: raw maps {', '.join(facts['maps'])} of crops of {segmenter.runner.window} px.",
-        "`dinocell segment` makes cells of them (Python: `dinocell.objectives`); rdf.yaml holds the numbers for that",
+        "`dinocell segment` makes cells of them (Python: `dinocell.objectives`); rdf.yaml has the numbers for that",
         "under `config.dinocell`.",
         "",
         "## Preprocessing",

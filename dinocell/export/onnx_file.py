@@ -1,6 +1,6 @@
 """A trained network as ONNX: crops of the size it was trained on in, raw maps out; compared with PyTorch.
 
-The file holds the network alone. Preprocessing, windows and decoding stay outside; its metadata say what they are.
+The file contains the network alone. Preprocessing, windows and decoding stay outside; its metadata say what they are.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Float32 = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnnxFile:
-    """What was written.
+    """Result of an export.
 
     Attributes:
         path: of the file.
@@ -66,9 +66,9 @@ class OnnxFile:
 
     def __str__(self) -> str:
         batch = "any number" if self.batch is None else str(self.batch)
-        said = f"{self.path}: opset {self.opset}, {batch} of crops a call"
+        said = f"{self.path}: opset {self.opset}, {batch} of crops per call"
         if self.difference is None:
-            return f"{said}; not compared with PyTorch, for want of onnxruntime: pip install 'dinocell[onnx]'"
+            return f"{said}; not verified against PyTorch: onnxruntime is not installed: pip install 'dinocell[onnx]'"
         return f"{said}; differs from PyTorch by at most {self.difference:.2g}, on outputs up to {self.largest:.3g}"
 
 
@@ -231,9 +231,9 @@ def describe(card: ModelCard) -> dict[str, Any]:
 
 
 def preprocessing_steps(config: PreprocessConfig, crop: int) -> list[str]:
-    """What happens to an image before the network sees it, a sentence a step."""
+    """Preprocessing of an image, one sentence per step."""
     steps = [
-        "1. One gray plane of any number type; colour pictures as luma.",
+        "1. One gray plane of any number type; colour images as luma.",
         f"2. Percentiles {config.percentile_low:g} and {config.percentile_high:g} of the image to 0 and 1, clipped.",
         f"3. CLAHE of the whole image, {config.clahe_tiles} x {config.clahe_tiles} tiles, clip {config.clahe_clip:g}.",
         "4. Zero mean and unit variance over the whole image.",

@@ -20,14 +20,14 @@ from dinocell.training import distributed
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation on a GPU or in main memory failed."""
+    """True if an allocation on a GPU or in main memory failed."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 class Probe:
     """Tries training steps of a model with made-up crops.
 
-    Memory for what a first step would add (Adam's two moments, DDP's copy of the gradients) is held meanwhile.
+    Memory for what a first step would add (Adam's two moments, DDP's copy of the gradients) stays in memory meanwhile.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Probe:
         self._model, self._objective, self._device, self._dtype = model, objective, device, dtype
 
     def fits(self, crops: int, side: int) -> bool:
-        """Whether a step with this many crops of this side (px) fits."""
+        """Try a step with this many crops of this side (px); True if it fits."""
         try:
             self._step(crops, side)
         except (RuntimeError, MemoryError) as error:
@@ -115,7 +115,7 @@ def choose_accumulation(
 
 
 def out_of_memory_message(config: FinetuneConfig) -> str:
-    """What happened and the largest batch or crop that fits, measured with a fresh model.
+    """Explain the failure and name the largest batch or crop that fits, measured with a fresh model.
 
     Call it outside the `except` block: while the error lives, so does the memory of the failed run.
     """

@@ -26,7 +26,7 @@ Monitor = Literal["MMA", "SEG", "DET", "AP50", "AP75", "PQ", "Dice", "mean", "lo
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
-    """Which images are trained on, and how they are drawn."""
+    """Training images, and the rule by which they are drawn."""
 
     root: tuple[str, ...] = field(factory=tuple, doc="labelled dataset folder, or several: [a, b]")
     sampling: Sampling = field(
@@ -59,7 +59,7 @@ class DataConfig(Settings):
     )
     max_diameter: float = field(
         0.0,
-        "images whose median cell is larger are shrunk to this before anything else, so that a crop holds whole cells; "
+        "images whose median cell is larger are shrunk to this before anything else, so that a crop has whole cells; "
         "the model then estimates each image's scale when it segments; 0 = never",
         "px",
         at_least=0,
@@ -171,7 +171,7 @@ class AugmentConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(Settings):
-    """Where the vision transformer comes from and which part of it is trained."""
+    """Source of the vision transformer, and the part of it that is trained."""
 
     weights: str = field("", "backbone file or folder (ours, DINOv2, DinoBloom, DINO); empty = random start")
     arch: Arch = field("vit_base", "size of a random start; with weights, theirs is used")

@@ -101,7 +101,7 @@ def other_split(config: FinetuneConfig, names: Collection[str], card: ModelCard)
         return ""
     return (
         f"start: {config.start!r} was trained on {', '.join(seen)} with seed={seed}, this run has seed={config.seed}: "
-        "where a dataset has no val split of its own, images that it was trained on are held out now and scores on "
+        "where a dataset has no val split, images that it was trained on are held out now and scores on "
         f"them are too good; use seed={seed}"
     )
 

@@ -56,13 +56,13 @@ def build_model(config: FinetuneConfig, channels: int, start: StartModel | None 
     backbone.mask_token.requires_grad_(False)
     torch.manual_seed(config.seed + 1)  # the decoder starts alike from any backbone
     model = SegmentationModel(backbone, config.decoder, channels, config.crop_size, config.network_size)
-    initialise_decoder(model.decoder)
+    initialize_decoder(model.decoder)
     if start is not None:
         fill_decoder(model, start)
     return model
 
 
-def initialise_decoder(decoder: nn.Module) -> None:
+def initialize_decoder(decoder: nn.Module) -> None:
     """Random weights that keep the size of the signal through the decoder's ReLU layers (He et al. 2015).
 
     PyTorch's own start shrinks it by √6 a layer: after seven layers the maps are constant, and the first hundreds of

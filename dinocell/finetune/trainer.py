@@ -47,7 +47,7 @@ def run(config: FinetuneConfig) -> RunOutcome:
     written and the function returns early; the outcome names the signal.
 
     Raises:
-        ConfigError: a setting is impossible, or `output_dir` holds a run with other settings.
+        ConfigError: a setting is impossible, or `output_dir` contains a run with other settings.
         DataError: no usable training data, or the loss is no longer a number.
         CheckpointError: weights or checkpoints cannot be read.
     """
@@ -120,9 +120,7 @@ class Trainer:
     def run(self) -> RunOutcome:
         """Train to the end, or until asked to stop."""
         if self._finished() and not self.validation_pending:
-            log.info(
-                f"{self.config.output_dir} is already trained to step {self.step}; train longer or stop later to go on"
-            )
+            log.info(f"{self.config.output_dir} is already trained to step {self.step}; train longer to continue")
         elif not self._finished() and self.config.backbone.cache_tokens:
             self.trained = TokenCache(self.module, self.data.train.store, self.config, self.device, self.dtype)
         with StopSignal() as stop:

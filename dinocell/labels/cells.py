@@ -180,7 +180,7 @@ def _translate(labels, table):  # type: ignore[no-untyped-def]
 
 @compiled(fast=True)
 def is_blank(pixels):  # type: ignore[no-untyped-def]
-    """Whether all pixels are background; a loop without a branch, so that it vectorises."""
+    """True if all pixels are background; a loop without a branch, so that it vectorizes."""
     bits = np.int32(0)
     for i in range(pixels.size):
         bits |= pixels[i]

@@ -84,7 +84,7 @@ def write_labels(
 
 
 def _identity(labels: npt.NDArray[Any]) -> uuid.UUID:
-    """Identifier that OME-XML wants for the file, from its labels: a random one would differ from run to run."""
+    """Identifier that OME-XML requires for the file, from its labels: a random one would differ from run to run."""
     digest = hashlib.blake2b(repr(labels.shape).encode(), digest_size=16)
     for top in range(0, len(labels), TILE):
         digest.update(labels[top : top + TILE].astype(np.uint32, order="C").data)

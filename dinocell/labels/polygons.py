@@ -51,7 +51,7 @@ def cell_polygons(labels: NDArray[np.integer[Any]]) -> Iterator[tuple[int, list[
 
 
 def mask_polygons(mask: NDArray[np.bool_], x0: int = 0, y0: int = 0) -> list[Polygon]:
-    """Polygons of the True pixels of (h, w) whose upper left corner lies at (x0, y0); largest first."""
+    """Polygons of the True pixels of (h, w) whose upper left corner is at (x0, y0); largest first."""
     if not mask.any():
         return []
     pieces, count = ndimage.label(mask)  # 4-connected: one exterior ring each
@@ -88,7 +88,7 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def _rings(edges, pieces):  # type: ignore[no-untyped-def]
     """Closed simple rings that use every edge once.
 
-    A walk that comes back to a corner it has passed gives the loop since then as a ring of its own, so that no ring
+    A walk that comes back to a corner it has passed gives the loop since then as a separate ring, so that no ring
     touches itself. Only turns are kept.
 
     Returns:

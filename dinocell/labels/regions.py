@@ -14,7 +14,7 @@ Labels = npt.NDArray[np.int32]
 def fill_holes(labels: Labels) -> npt.NDArray[np.int64]:
     """Fills, in place, every background region that a single cell encloses.
 
-    A hole is a 4-connected background region that neither touches the image border nor a second cell: a cell lying
+    A hole is a 4-connected background region that neither touches the image border nor a second cell: a cell
     inside another one stays, where Cellpose's per-mask filling overwrites it.
 
     Args:
@@ -51,7 +51,7 @@ def split_fragments(labels: Labels) -> Labels:
 
 @compiled(fast=True)
 def _changes(pixels, following):  # type: ignore[no-untyped-def]
-    """How many pixels differ from the one that follows."""
+    """Count the pixels that differ from the one that follows."""
     count = 0
     for i in range(pixels.size):
         count += pixels[i] != following[i]

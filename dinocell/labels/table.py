@@ -1,4 +1,4 @@
-"""One row a cell: size, shape and intensity measured on a label image, band by band in bounded memory."""
+"""One row per cell: size, shape and intensity measured on a label image, band by band in bounded memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cell_table(
         pixel_size: µm per pixel; without it `area_um2` is NaN.
 
     Returns:
-        One row a cell, ascending by `label`: `area_px`, `area_um2`, `centroid_y`, `centroid_x` (pixel centres are
+        One row per cell, ascending by `label`: `area_px`, `area_um2`, `centroid_y`, `centroid_x` (pixel centres are
         whole numbers), `perimeter_px`, `eccentricity` (of the ellipse with the second moments of the pixel centres),
         `solidity` (area over its convex hull, pixels taken as squares), `orientation_deg` (major axis against the
         x axis, counter-clockwise, in [0, 180), as ImageJ's Angle), `touches_border`, confidence and intensities.

@@ -134,7 +134,7 @@ class Decoder(nn.Module):
 class Detail(nn.Module):
     """Features of the crop itself at each resolution of the decoder, and the convolutions that merge them in.
 
-    A patch token holds 8 × 8 px in one vector; where exactly an edge runs inside it takes a ViT long to learn.
+    A patch token covers 8 × 8 px in one vector; where exactly an edge runs inside it takes a ViT long to learn.
 
     Args:
         width: channels at full resolution; doubled with every halving of the resolution, up to 4 × `width`.

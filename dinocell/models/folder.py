@@ -113,7 +113,7 @@ class ModelCard:
 
     @property
     def rescales(self) -> bool:
-        """Whether the model was trained on images brought to one size of cells, and so brings new ones to it."""
+        """True if the model was trained on images brought to one size of cells, and so brings new ones to it."""
         return self.fit == "tile" and self.rescale == "auto"
 
     def of_network(self, network: SegmentationModel) -> ModelCard:
@@ -133,7 +133,7 @@ class ModelCard:
 
         Raises:
             ConfigError: there is none.
-            CheckpointError: it is damaged, lacks the network's shape, or holds an unknown value.
+            CheckpointError: it is damaged, lacks the network's shape, or contains an unknown value.
         """
         file = Path(folder) / CONFIG_NAME
         if not file.is_file():
@@ -157,7 +157,7 @@ class ModelCard:
 
 
 def is_model_folder(folder: str | Path) -> bool:
-    """Whether a folder contains a model card; it may still be damaged."""
+    """True if a folder contains a model card; it may still be damaged."""
     return (Path(folder) / CONFIG_NAME).is_file()
 
 
@@ -212,7 +212,9 @@ def halved(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     limit = torch.finfo(torch.float16).max
     for name, value in state.items():
         if value.ndim > 1 and not bool((value.abs() <= limit).all()):
-            raise CheckpointError(f"{where}: {name} holds values beyond ±{limit:g} or NaN; keep this model in float32")
+            raise CheckpointError(
+                f"{where}: {name} contains values beyond ±{limit:g} or NaN; keep this model in float32"
+            )
     return {name: value.to(torch.float16) if value.ndim > 1 else value for name, value in state.items()}
 
 

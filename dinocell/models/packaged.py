@@ -104,7 +104,7 @@ def default_model() -> str | None:
 def find_model(model: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a model given by folder, run folder or packaged name; None takes the default model.
 
-    A folder of the same name as a packaged model goes first only if it holds a model.
+    A folder of the same name as a packaged model goes first only if it contains a model.
 
     Raises:
         ConfigError: nothing by that name.
@@ -117,7 +117,7 @@ def find_model(model: str | os.PathLike[str] | None = None) -> Path:
         return PACKAGED / chosen
     name = os.fspath(model)
     folder = local_path(name)
-    for candidate in (folder, folder / "model"):  # the run folder that fine-tuning wrote holds model/
+    for candidate in (folder, folder / "model"):  # the run folder that fine-tuning wrote contains model/
         if is_model_folder(candidate):
             return candidate
     if name in names:
@@ -128,7 +128,7 @@ def find_model(model: str | os.PathLike[str] | None = None) -> Path:
 
 
 def export_folder(folder: Path) -> Path:
-    """Where files made of a model go by default: its own folder, or the working directory for a packaged one."""
+    """Default folder for files made of a model: its own, or the working directory for a packaged one."""
     return Path() if folder.parent == PACKAGED else folder
 
 
@@ -139,7 +139,7 @@ def _none_chosen(names: Sequence[str]) -> str:
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    text = f"model: {name!r} is no model folder and no packaged model"
+    text = f"model: {name!r} is neither a model folder nor a packaged model"
     if not names:
         return f"{text} (none is in this installation; nothing is downloaded)"
     lowered = {known.lower(): known for known in names}
@@ -190,7 +190,9 @@ def models_text() -> str:
     blocks = [_block(info) for info in describe_models()]
     if not blocks:
         blocks = ["No packaged model is in this installation; segment with --model DIR, a model folder."]
-    return "\n\n".join([*blocks, "Nothing is downloaded: these lie in the installation. --model also takes a folder."])
+    return "\n\n".join(
+        [*blocks, "Nothing is downloaded: these are part of the installation. --model also takes a folder."]
+    )
 
 
 def models_json() -> str:

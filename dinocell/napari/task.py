@@ -32,11 +32,11 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCells:
-    """What a labels layer needs.
+    """Content of a labels layer.
 
     Attributes:
         labels: (…, H, W) uint16, uint32 past 65,535 cells; a label is used once in the whole stack.
-        features: one row a cell; `index` is its label, as napari wants it; `plane` (or `plane_0` …) where it lies.
+        features: one row per cell; `index` is its label, as napari requires; `plane` (or `plane_0` …) its plane.
         notes: what the user should know, with the plane it is about.
     """
 
@@ -59,7 +59,7 @@ def estimates_by_default(folder: Path) -> bool:
 
 
 def plane_indices(shape: Sequence[int], rgb: bool) -> list[Index]:
-    """Where the planes of a layer's array lie: indices along its leading axes; [()] for a plain image."""
+    """Indices of the planes of a layer's array along its leading axes; [()] for a plain image."""
     return list(np.ndindex(*shape[: -3 if rgb else -2]))
 
 
@@ -86,7 +86,7 @@ def segment_layer(
 
     Raises:
         Cancelled: `cancelled` said so.
-        DataError: the array has fewer than two axes, or holds no numbers.
+        DataError: the array has fewer than two axes, or is not numeric.
     """
     options = options or SegmentOptions()
     if len(data.shape) < (3 if rgb else 2):

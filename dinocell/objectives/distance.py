@@ -24,7 +24,7 @@ EIGHT = np.ones((3, 3), bool)
 def masks_to_distance(labels: npt.ArrayLike) -> Array:
     """Measure the Euclidean distance of each pixel to the nearest one of another label, ÷ the cell's largest.
 
-    The image border is no border of a cell: a cell cut by it keeps its ridge there, so targets of a crop resemble
+    The image border is not a border of a cell: a cell cut by it keeps its ridge there, so targets of a crop resemble
     the crop of the targets.
 
     Args:

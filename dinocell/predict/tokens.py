@@ -51,7 +51,7 @@ def cell_embeddings(
 def _ranks(labels: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """A table that renumbers labels to 0 (background), 1 … n without gaps, and the area of each cell."""
     counts = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
-    for top in range(0, len(labels), BAND_ROWS):  # large labels lie in a file
+    for top in range(0, len(labels), BAND_ROWS):  # large labels are in a file
         counts += np.bincount(labels[top : top + BAND_ROWS].ravel(), minlength=len(counts))
     lookup, _ = renumber_table(counts > 0)
     return lookup, counts[lookup > 0]
@@ -63,7 +63,7 @@ def _frame_lines(length: int, shown: int) -> NDArray[np.int64]:
 
 
 def _slices(lines: list[NDArray[np.int64]], at: Window) -> tuple[slice, slice]:
-    """The part of the image whose pixel centres lie in a window."""
+    """The part of the image whose pixel centres are in a window."""
     (y0, y1), (x0, x1) = (
         np.searchsorted(line, [start, start + length])
         for line, start, length in zip(lines, (at.y, at.x), (at.height, at.width), strict=True)

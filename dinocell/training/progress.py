@@ -55,10 +55,10 @@ class StepTimer:
 
 
 class RunLogger:
-    """Records one training run: `metrics.jsonl`, TensorBoard and one console line a step.
+    """Records one training run: `metrics.jsonl`, TensorBoard and one console line per step.
 
-    `metrics.jsonl` holds one object a line: `step`, `split` ("train", "validate", "timing", …) and the numbers. When a
-    run resumes at `resume_step`, the lines past it are dropped first, so that the file never holds a step twice.
+    `metrics.jsonl` has one object per line: `step`, `split` ("train", "validate", "timing", …) and the numbers. When a
+    run resumes at `resume_step`, the lines past it are dropped first, so that the file never contains a step twice.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class RunLogger:
         info(" · ".join(parts))
 
     def image(self, step: int, name: str, rgb: np.ndarray) -> None:
-        """Add an (H, W, 3) uint8 picture to TensorBoard."""
+        """Add an (H, W, 3) uint8 image to TensorBoard."""
         if self.enabled and self._writer is not None:
             self._writer.add_image(name, rgb, step, dataformats="HWC")
 

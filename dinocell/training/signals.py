@@ -63,11 +63,11 @@ class StopSignal:
 
     @property
     def received(self) -> bool:
-        """Whether this process was asked to stop; no collective call, ranks may differ."""
+        """True if this process was asked to stop; no collective call, ranks may differ."""
         return self._received > 0
 
     def requested(self) -> bool:
-        """Whether any rank was asked to stop; a collective call, every rank gets the same answer."""
+        """True if any rank was asked to stop; a collective call, every rank gets the same answer."""
         from dinocell.training import distributed  # here: it imports torch, which takes seconds
 
         asked = distributed.max_rank(self._received)

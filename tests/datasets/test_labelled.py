@@ -1,4 +1,4 @@
-"""Labelled data sets: every image has its mask, splits do not overlap and do not change."""
+"""Labelled datasets: every image has its mask, splits do not overlap and do not change."""
 
 from __future__ import annotations
 

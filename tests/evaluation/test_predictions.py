@@ -1,4 +1,4 @@
-"""A model on a prepared data set: every image is segmented, kept and scored; what fails is named."""
+"""A model on a prepared dataset: every image is segmented, kept and scored; what fails is named."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -172,7 +172,7 @@ def test_only_the_chosen_part_of_the_backbone_moves(disks_dataset, tmp_path, mod
 def test_other_settings_in_the_same_folder_are_refused(disks_dataset, tmp_path, recipe):
     run(recipe(disks_dataset, tmp_path / "run", train={"steps": 1}))
     with pytest.raises(
-        ConfigError, match=r"holds a run with train.lr=0.001, now it is 0.01; choose another output_dir"
+        ConfigError, match=r"contains a run with train.lr=0.001, now it is 0.01; choose another output_dir"
     ):
         run(recipe(disks_dataset, tmp_path / "run", train={"steps": 2, "lr": 0.01}))
 
@@ -206,7 +206,7 @@ def test_several_data_sets_are_sampled_as_asked_and_scored_apart(disks_dataset, 
     rows = {name: read_metrics(out / "metrics.jsonl", f"val/{name}") for name in ("disks", "other")}
     mean = read_metrics(out / "metrics.jsonl", "val")
     assert [row["step"] for row in mean] == [3, 6]
-    for k in range(2):  # every data set counts the same, whatever its number of images
+    for k in range(2):  # every dataset counts the same, whatever its number of images
         assert mean[k]["loss"] == pytest.approx((rows["disks"][k]["loss"] + rows["other"][k]["loss"]) / 2)
     assert "mean on the val split of each dataset" in (out / "report.html").read_text()
     meta = json.loads((out / "model" / "config.json").read_text())

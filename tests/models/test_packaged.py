@@ -204,7 +204,7 @@ def test_halving_refuses_itself_and_values_too_large(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     state["backbone.pos_embed"][0, 0, 0] = 1e6
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"backbone\.pos_embed holds values beyond ±65504"):
+    with pytest.raises(CheckpointError, match=r"backbone\.pos_embed contains values beyond ±65504"):
         halve_model_folder(folder, tmp_path / "half")
     assert not (tmp_path / "half").exists()
 

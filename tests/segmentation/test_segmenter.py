@@ -248,7 +248,7 @@ def test_missing_models_say_what_to_pass(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("dinocell.models.packaged.PACKAGED", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"no packaged model is in this installation; name a model folder"):
         segment(two_squares())
-    with pytest.raises(ConfigError, match="'cyto9' is no model folder and no packaged model"):
+    with pytest.raises(ConfigError, match="'cyto9' is neither a model folder nor a packaged model"):
         load_model("cyto9")
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
         load_model(tmp_path)

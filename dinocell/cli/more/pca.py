@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--projection",
         choices=("shared", "each"),
         default="shared",
-        help="one projection for a row, so that a colour means the same in it (default), or one for each picture",
+        help="one projection for a row, so that a colour means the same in it (default), or one for each image",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", default="pca.png", type=Path)
@@ -90,7 +90,7 @@ def draw(
     shared: bool = True,
     device: str = "auto",
 ) -> Path:
-    """Write the grid of PCA pictures as a PNG; returns its path.
+    """Write the grid of PCA figures as a PNG; returns its path.
 
     Raises:
         ConfigError: no image, no weights, a size that no patch divides.
@@ -108,7 +108,7 @@ def draw(
         if size % backbone.patch_size:
             below = max(size // backbone.patch_size, 1) * backbone.patch_size
             raise ConfigError(
-                f"--size: {size} px is no multiple of the patch of {name}, {backbone.patch_size}; try {below}"
+                f"--size: {size} px is not a multiple of the patch of {name}, {backbone.patch_size}; try {below}"
             )
         backbone.to(where)
         rows[name] = [
@@ -123,7 +123,7 @@ def draw(
 
 
 def _read(path: Path) -> Picture:
-    """(H, W) or, of a colour picture, (H, W, 3), uint8."""
+    """(H, W) or, of a colour image, (H, W, 3), uint8."""
     image = read_image(path)
     colour = _colour(image)
     if colour is not None:
@@ -169,7 +169,7 @@ def _short(path: str) -> str:
 
 
 def as_fed(picture: Picture, preprocessing: PreprocessConfig | None) -> Float32:
-    """The picture as float32 around 0 … 1, as stage 1 feeds it, or after the preprocessing of a model of stage 2."""
+    """The image as float32 around 0 … 1, as stage 1 feeds it, or after the preprocessing of a model of stage 2."""
     if preprocessing is None:
         return picture.astype(np.float32) / np.float32(255)
     gray = picture if picture.ndim == 2 else to_gray(picture)
@@ -179,7 +179,7 @@ def as_fed(picture: Picture, preprocessing: PreprocessConfig | None) -> Float32:
 def patch_tokens(
     backbone: VisionTransformer, picture: Float32, mode: Mode, size: int, dtype: torch.dtype = torch.float32
 ) -> Tokens:
-    """Normalised patch tokens (h, w, D) float32 of a picture, on a grid over the picture alone (no padding).
+    """Normalised patch tokens (h, w, D) float32 of an image, on a grid over the image alone (no padding).
 
     Args:
         backbone: in evaluation mode.

@@ -140,7 +140,7 @@ def merge(given: SegmentArguments, count: int, since: float) -> RunOutcome:
     """Join the tasks' summaries."""
     from dinocell import segmentation
 
-    del since  # every task has a summary of its own
+    del since  # every task has its own summary
     return RunOutcome(folder=given.out, failed=segmentation.merge_shards(given.out, count))
 
 

@@ -22,7 +22,7 @@ class PrepareConfig(Settings):
     """
 
     src: str = field(doc="folder that was downloaded and unpacked")
-    out: str = field(doc="folder of the prepared data set")
+    out: str = field(doc="folder of the prepared dataset")
     layout: Layout = field("pairs", "how the source is laid out")
     images: str = field("**/*", "glob of the images below src; {split} stands for a folder name of splits")
     mask_from: str = field("", "regular expression on an image's path below src, replaced to give its mask's path")
@@ -30,7 +30,7 @@ class PrepareConfig(Settings):
     annotations: str = field("", "coco: glob of the JSON files below src")
     leave_out: tuple[str, ...] = field((), "coco: categories or supercategories that are not cells")
     splits: dict[str, str] = field(factory=dict, doc="train, val, test: regular expression on the path below src")
-    name: str = field("", "name of the data set; empty takes the folder's")
+    name: str = field("", "name of the dataset; empty takes the folder's")
     modality: str = field("unknown", "phase, brightfield, fluorescence, stained …")
     fully_annotated: bool = field(True, "false when cells exist that have no mask")
     licence: str = field("unknown", "licence of the data")

@@ -50,12 +50,12 @@ def prepare(config: PrepareConfig) -> list[Prepared]:
     numbered 1 … N. Images without objects are kept: they are training data.
 
     Raises:
-        ConfigError: nothing that fits the layout, or an output folder that already contains a data set.
+        ConfigError: nothing that fits the layout, or an output folder that already contains a dataset.
         DataError: every pair was refused.
     """
     out = Path(config.out)
     if any((out / part / "images").exists() for part in ("", *SPLITS)):
-        raise ConfigError(f"out {str(out)!r} already contains a data set: give another folder or remove it")
+        raise ConfigError(f"out {str(out)!r} already contains a dataset: give another folder or remove it")
     pairs, refused = find_pairs(config)
     lines = [Prepared(file=item.file, status="refused", notes=item.reason) for item in refused]
     for pair in log.progress(pairs, "prepare", total=len(pairs)):

@@ -1,4 +1,4 @@
-"""What the images and masks look like before the first step: a summary, and in words what seems wrong.
+"""Check of images and masks before the first step: a summary, and in words what seems wrong.
 
 Most failed trainings fail here: masks that are outlines or 0/255 drawings, masks of other images, cells larger than a
 crop. Nothing here changes the data.
@@ -35,7 +35,7 @@ class ImageFacts:
         labelled: share of pixels with a label.
         pieces: connected components of the foreground.
         fragmented: share of the cells that consist of several pieces.
-        alignment: whether mask outlines lie on the image's edges, and if not, what would.
+        alignment: the fit of mask outlines to the image's edges, and if not, what would.
         constant: whether the image has no contrast at all.
     """
 
@@ -55,7 +55,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CellSizes:
-    """How large the cells are that a model is trained on; what `dinocell segment` goes by for new images.
+    """Sizes of the cells that a model is trained on, by which `dinocell segment` scales new images.
 
     Attributes:
         diameter: median over all cells, px at the training scale; None when nothing was checked.
@@ -141,7 +141,7 @@ def summary(facts: Sequence[ImageFacts]) -> list[str]:
 
 
 def problems(facts: Sequence[ImageFacts], *, crop_size: int, pixels_per_patch: float, instances: bool) -> list[str]:
-    """What looks wrong, in words with the remedy; a dataset may well be right in spite of it.
+    """Describe what looks wrong, with the remedy; a dataset may well be right in spite of it.
 
     Args:
         pixels_per_patch: side of a backbone patch, in pixels of the image.
@@ -162,7 +162,7 @@ def _dataset_problems(
         return [f"all {len(members)} masks looked at are empty; nothing but background can be learnt from this dataset"]
     if instances and _share(filled, lambda f: f.cells == 1 and f.pieces > 3) > MOSTLY:
         found.append(
-            "the masks look binary (one value for all cells); touching cells cannot be told apart. Export label images "
+            "the masks look binary (one value for all cells); touching cells cannot be separated. Export label images "
             "(one number per cell), or set data.label_pieces=true to number the separate pieces"
         )
     elif _share(filled, lambda f: f.fragmented > MOSTLY and f.cells > 1) > MOSTLY:
@@ -186,7 +186,7 @@ def _dataset_problems(
 
 
 def _misaligned(filled: Sequence[ImageFacts]) -> str:
-    """What is wrong with how most masks lie on their images, or ""."""
+    """Describe a misalignment of most masks with their images, or return ""."""
     turns = [f.alignment.better_turn for f in filled if f.alignment.better_turn]
     if len(turns) > MOSTLY * len(filled):
         turn = max(set(turns), key=turns.count)
@@ -205,7 +205,7 @@ def _misaligned(filled: Sequence[ImageFacts]) -> str:
     strangers = sum(f.alignment.unrelated or f.alignment.better_shift is not None for f in filled)
     if len(filled) > 2 and strangers > MOSTLY * len(filled):
         return (
-            f"in {strangers} of {len(filled)} images the mask's outlines lie on no edges of the image; check that each "
+            f"in {strangers} of {len(filled)} images the mask's outlines are off the image's edges; check that each "
             "mask belongs to the image of the same name"
         )
     return ""
@@ -235,7 +235,7 @@ def check_training_data(
     """Look at up to `limit` images of a training set.
 
     Raises:
-        DataError: no image is usable, or no mask looked at holds any cell.
+        DataError: no image is usable, or no checked mask contains a cell.
     """
     facts = inspect_store(store, limit)
     if not facts:
@@ -244,7 +244,7 @@ def check_training_data(
     if not any(f.cells for f in facts):
         raise DataError(
             f"all {len(facts)} training masks looked at are empty (for example {facts[0].stem} of {facts[0].dataset}); "
-            "check that masks hold numbers above 0 where cells are, and that they were not saved as outlines or alpha"
+            "check that masks have numbers above 0 where cells are, and that they were not saved as outlines or alpha"
         )
     warnings = problems(facts, crop_size=crop_size, pixels_per_patch=pixels_per_patch, instances=instances)
     return DataCheck(summary=tuple(summary(facts)), warnings=tuple(warnings), sizes=cell_sizes(facts))

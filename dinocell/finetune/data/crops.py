@@ -1,7 +1,7 @@
 """From labelled images to training samples: cut random crops, make their targets.
 
 A crop's targets are those of the whole cells it touches, cut to the crop: near the border the flow of a cell points to
-the cell's true centre even where that lies outside, so neighbouring inference windows agree about it.
+the cell's true centre even where that is outside, so neighbouring inference windows agree about it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def labels_around(
         window: y, x and side of the square window in `labels`.
 
     Returns:
-        Labels of those cells only, renumbered, in a region that holds them whole, and the window's corner in it.
+        Labels of those cells only, renumbered, in a region that contains them whole, and the window's corner in it.
     """
     y, x, side = window
     ids = np.unique(labels[y : y + side, x : x + side])

@@ -1,4 +1,4 @@
-"""Which training images a model does badly, so that they are drawn more often (data.hard).
+"""Hard-example sampling (data.hard): images that a model does badly are drawn more often.
 
 A few kinds of images that look like no other stay wrong after a training that draws all images alike: they are too
 few, and the common kinds have long been learnt.
@@ -30,7 +30,7 @@ def training_scores(runner: Runner, store: ImageStore, config: FinetuneConfig) -
 
 
 def draw_by_scores(data: RunData, scores: Sequence[float], config: FinetuneConfig) -> None:
-    """From now on, draw the images of each data set by what the model that was started from scored on them."""
+    """From now on, draw the images of each dataset by what the model that was started from scored on them."""
     weights = [(1.0 + LEAST - score) ** config.data.hard for score in scores]
     data.train.order = data.train.order.weighted(weights)
     worst = sorted(range(len(scores)), key=lambda index: scores[index])[:5]

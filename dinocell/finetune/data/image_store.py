@@ -57,7 +57,7 @@ class PreparedImage:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """Memory in use, in bytes."""
         own_truth = 0 if self.truth is self.labels else self.truth.nbytes
         return self.image.nbytes + self.labels.nbytes + own_truth + (0 if self.ignore is None else self.ignore.nbytes)
 
@@ -107,7 +107,7 @@ def prepare(item: LabelledItem, config: FinetuneConfig, background: float) -> Pr
 def cell_scale(labels: NDArray[np.int32], limits: DataConfig) -> float:
     """Factor that brings the median cell of `labels` (H, W) between `min_diameter` and `max_diameter` px.
 
-    A cell's diameter is that of the circle of equal area. A limit of 0 does not hold.
+    A cell's diameter is that of the circle of equal area. A limit of 0 does not apply.
     """
     areas = find_cells(labels).areas
     if not limits.rescales or not len(areas):

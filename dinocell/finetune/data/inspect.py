@@ -150,7 +150,7 @@ def _overview(report: Report, parts: Sequence[Part], found: Sequence[str]) -> No
     report.heading("What looks wrong")
     if not found:
         report.text(
-            f"Nothing, in the {len(facts)} images looked at: masks number single cells, lie on their images, fit the "
+            f"Nothing, in the {len(facts)} images looked at: masks number single cells, fit their images, fit the "
             "crops, and nothing hints at missing labels. The figures below show it to your own eyes."
         )
     for sentence in found:
@@ -228,7 +228,7 @@ def _images(report: Report, part: Part) -> None:
         )
         caption = f"{item.stem}: {size}, {cells}, {facts.labelled:.0%} labelled"
         thumbnails.append((thumbnail, caption))
-    report.gallery(thumbnails, "Each cell has an outline of its own colour; outlines must lie on the edges of cells.")
+    report.gallery(thumbnails, "Each cell has an outline in its own colour; outlines must be on the edges of cells.")
 
 
 def _crops(report: Report, part: Part, config: FinetuneConfig, objective: Objective) -> None:

@@ -1,4 +1,4 @@
-"""What a run starts from: its images, checked; its length; whether the run in its folder can be continued."""
+"""Start of a run: its images, checked; its length; whether the run in its folder can be continued."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def open_run_data(config: FinetuneConfig, objective: Objective, start: ModelCard
         start: card of the starting model.
 
     Raises:
-        ConfigError: data.root is not given or is no dataset.
+        ConfigError: data.root is not given or is not a dataset.
         DataError: nothing can be trained on.
     """
     items = open_items(config, "train")
     if not items:
-        raise DataError(f"{', '.join(config.data.root)}: the train split holds no image")
+        raise DataError(f"{', '.join(config.data.root)}: the train split contains no image")
     store = ImageStore(items, config, log.warning)
     notes: tuple[str, ...] = ()
     sizes = CellSizes()
@@ -82,14 +82,14 @@ def open_run_data(config: FinetuneConfig, objective: Objective, start: ModelCard
         names = list(dict.fromkeys(item.dataset.name for item in items))  # in the order of data.root
         if len(names) != len(config.data.shares):
             raise ConfigError(
-                f"data.shares: {len(config.data.shares)} shares, but the training images are of {len(names)} data sets "
-                f"({', '.join(names)}); give each data set a root of its own, and leave out those without images"
+                f"data.shares: {len(config.data.shares)} shares, but the training images are of {len(names)} datasets "
+                f"({', '.join(names)}); give each dataset its own root, and leave out those without images"
             )
     owners = [names.index(item.dataset.name) for item in items]
     order = SampleOrder(owners, config.data.sampling, config.seed, config.data.shares)
     val_items = open_items(config, "val")
     if not val_items:
-        log.warning("there is no val split: the last model is kept, and nothing tells how good it is")
+        log.warning("no val split: keeping the last model, unvalidated")
     total = config.train.steps or max(1, math.ceil(config.train.epochs * len(items) / config.train.batch_size))
     budget = f", at most {config.train.minutes:g} minutes" if config.train.minutes else ""
     log.info(f"{len(items)} training and {len(val_items)} validation images; {total} steps{budget}")
@@ -144,6 +144,6 @@ def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:
         free = any(name == f or name.startswith(f"{f}.") for f in _FREE)
         if not free and old[name] != new[name]:
             raise ConfigError(
-                f"output_dir: {config.output_dir} holds a run with {name}={old[name]}, now it is {new[name]}; "
-                "choose another output_dir, or delete that folder to start anew"
+                f"output_dir: {config.output_dir} contains a run with {name}={old[name]}, now it is {new[name]}; "
+                "choose another output_dir, or delete that folder to start over"
             )

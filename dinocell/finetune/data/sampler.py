@@ -1,4 +1,4 @@
-"""Which image each training sample comes from: a pure function of the seed and the sample's number.
+"""Order of training samples: the image of each is a pure function of the seed and the sample's number.
 
 Sample numbers run through the whole training (0, 1, 2, …), so the crops seen do not depend on how many processes,
 threads or restarts the training had.

@@ -24,7 +24,7 @@ from dinocell.objectives import ObjectiveConfig, build_objective
 
 CARD_NAME = "MODEL_CARD.md"
 LIMITS = (
-    "Scores are on the val split of the training data sets; images of another microscope, stain or cell type can "
+    "Scores are on the val split of the training datasets; images of another microscope, stain or cell type can "
     "score far lower. The licences of the training data may restrict what the model is used for."
 )
 

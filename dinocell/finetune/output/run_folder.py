@@ -1,4 +1,4 @@
-"""What a run leaves on disk: config.yaml, metrics.jsonl, model/, report.html."""
+"""The run folder: config.yaml, metrics.jsonl, model/, report.html."""
 
 from __future__ import annotations
 

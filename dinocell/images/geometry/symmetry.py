@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 
 class Tensor(Protocol):
-    """What is asked of a torch tensor; this room does not import torch."""
+    """The part of a torch tensor that is used here; this room does not import torch."""
 
     def flip(self, *dims: int) -> Self:
         """Mirror these axes."""

@@ -3,7 +3,7 @@
 PyTorch's fused CPU kernel runs at a fraction of the machine's bfloat16 matrix rate, worst for the short sequences of
 local crops (two cores with AVX512_BF16, forwards: 257 tokens 8.0 against 14.5 ms, 37 tokens 1.4 against 3.5 ms, 4,097
 tokens 121 against 174 ms; backwards by more). Here the probabilities are made block by block, in the backward pass
-anew, and the work is left to the matrix-product library. It is a custom operator, so that torch.compile takes it as it
+again, and the work is left to the matrix-product library. It is a custom operator, so that torch.compile takes it as it
 is.
 """
 

@@ -165,9 +165,9 @@ class VisionTransformer(nn.Module):
             for _ in range(self.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """As upstream; gray patch filters start as folded RGB ones, so that their input is standardised."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)

@@ -36,7 +36,7 @@ FAINT = 1e-30
 
 
 def iterations(cells: Cells, shared: bool) -> npt.NDArray[np.int64]:
-    """(n,) diffusion steps per cell: 2 (h + w + 2) of its own box, or with `shared` the largest of them for all."""
+    """(n,) diffusion steps per cell: 2 (h + w + 2) of its box, or with `shared` the largest of them for all."""
     steps = 2 * (cells.sides.sum(axis=1) + 2)
     if shared and len(steps):
         steps[:] = steps.max()
@@ -122,7 +122,7 @@ def _layout(labels, number, box, spans):  # type: ignore[no-untyped-def]
     """Choose stride and first column of the flattened cell: pixel (y, x) is at (y + 1) · stride + x − first + 1.
 
     Rows may overlap in columns as long as no pixel of the cell meets one that is not its neighbour, so a slanting
-    cell takes the room of its rows and not of its box. That holds if each row's pixels end two before those of the
+    cell takes the room of its rows and not of its box. That is so if each row's pixels end two before those of the
     next two rows begin, one and two strides on, and likewise upwards.
     """
     height = box[2] - box[0]

@@ -22,7 +22,7 @@ def masks_to_flows(labels: npt.ArrayLike, variant: Variant = "cellpose", threads
         labels: (H, W), any integer dtype and numbering, 0 = background.
         variant: `cellpose` takes the gradient of all cells' heat in one image and as many diffusion steps for every
             cell as the largest needs, as Cellpose 4 does; `leak_free` keeps gradient and steps to each cell alone,
-            starts from all pixels nearest to the centroid, and gives each fragment of a cell a centre of its own.
+            starts from all pixels nearest to the centroid, and gives each fragment of a cell its own centre.
         threads: threads that share the cells.
 
     Returns:

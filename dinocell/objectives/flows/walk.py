@@ -7,7 +7,7 @@ Here the waiting is saved: a pixel that has arrived swings across a ridge or sta
 step is then known. And a pixel still on its way after the last step may continue, so that long cells come back whole.
 
 Pixels walk in batches whose state fits the first-level cache, one kernel per kind of work so that each vectorises.
-A position is kept as the way from its start, exact to float32 wherever in an image it lies.
+A position is kept as the way from its start, exact to float32 wherever in an image it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_STEPS = 200
 # A pixel has arrived when it is back within SWING px of where it was two steps ago, or moves less than STILL px in two.
 SWING = 0.05
 STILL = 0.001
-# After the last step a pixel goes on as long as it makes GOING px (either axis) in its latest PROBE steps.
+# After the last step a pixel continues as long as it makes GOING px (either axis) in its latest PROBE steps.
 PROBE = 20
 GOING = 10.0
 # Flows beyond this (px a step) are garbage, not motion.

@@ -121,7 +121,7 @@ def _decode_core(
 
 
 def _read(maps: Any, region: Region) -> Float32:
-    """Copy the maps (K, h, w) of a region into memory of their own."""
+    """Copy the maps (K, h, w) of a region into separate memory."""
     source = maps[(slice(None), *region.slices)]
     if not isinstance(source, np.memmap):
         return np.ascontiguousarray(source)
@@ -144,7 +144,7 @@ def _cut(
     region: Region,
     size: tuple[int, int],
 ) -> bool:
-    """Check for something in the core that continues beyond the halo, so that it cannot be told from inside."""
+    """Check for something in the core that continues beyond the halo, so that its extent cannot be seen from inside."""
     inner = _inner(region, size)
     inside = (slice(core.y0 - region.y0, core.y1 - region.y0), slice(core.x0 - region.x0, core.x1 - region.x0))
     if region == Region(0, size[0], 0, size[1]):
@@ -156,7 +156,7 @@ def _cut(
         return False
     if not objective.cell_check:
         return True
-    # Most often these pixels are no cut cell but several whole ones, dropped: look at what was dropped.
+    # Most often these pixels are not a cut cell but several whole ones, dropped: look at what was dropped.
     keeping = dataclasses.replace(objective.without_check(), min_size=0, max_size_fraction=1.0)
     every = _decode(part, build_objective(keeping), region, size).labels
     return _cells_reach(every, ndimage.find_objects(every), inside, inner) or _loose_reach(

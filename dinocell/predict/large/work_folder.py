@@ -1,4 +1,4 @@
-"""Where the work on a large image lies: in unnamed files, or in a folder from which a killed run goes on."""
+"""Files of the work on a large image: unnamed, or in a folder from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dinocell.images.mapped import check_room, scratch_array
 
 try:
     import fcntl
-except ImportError:  # Windows has none: two runs on one image are then not told apart
+except ImportError:  # Windows has none: two runs on one image are then not distinguished
     fcntl = None  # type: ignore[assignment]
 
 STATE = "state.json"
@@ -52,7 +52,7 @@ class Scratch:
 
 
 class KeptScratch(Scratch):
-    """Arrays in files of a folder, with a record of what is done, so that a killed run goes on where it was.
+    """Arrays in files of a folder, with a record of what is done, so that an interrupted run resumes where it was.
 
     Args:
         folder: hidden folder of this image's work, made if absent.
@@ -110,7 +110,7 @@ class KeptScratch(Scratch):
         try:
             state = json.loads((self.path / STATE).read_text("utf-8"))
             if state.pop("key", None) == self.key:
-                log.info(f"{self.path}: goes on where an earlier run stopped")
+                log.info(f"{self.path}: resumes where an earlier run stopped")
                 return {name: int(value) for name, value in state.items()}
         except (OSError, ValueError, AttributeError):
             pass

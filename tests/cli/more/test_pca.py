@@ -75,7 +75,7 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
     save_backbone(tmp_path / "first", make_backbone(), {})
     image = tmp_path / "a.png"
     cv2.imwrite(str(image), np.full((40, 40), 90, np.uint8))
-    with pytest.raises(ConfigError, match="30 px is no multiple of the patch of first, 8; try 24"):
+    with pytest.raises(ConfigError, match="30 px is not a multiple of the patch of first, 8; try 24"):
         draw([str(image)], [str(tmp_path / "first")], tmp_path / "x.png", size=30)
     with pytest.raises(ConfigError, match="random needs other weights"):
         draw([str(image)], ["random"], tmp_path / "x.png", size=32)

@@ -132,7 +132,7 @@ def test_masks_of_other_images_are_named():
 
 @pytest.mark.skipif("DINOCELL_REAL_DATA" not in os.environ, reason="needs real images (DINOCELL_REAL_DATA)")
 def test_real_masks_lie_on_their_images_and_are_missed_on_others():
-    """Seven public data sets are right as published; masks exchanged within a data set of varied images are not."""
+    """Seven public datasets are right as published; masks exchanged within a dataset of varied images are not."""
     root = Path(os.environ["DINOCELL_REAL_DATA"]) / "labelled"
     config = from_dict(FinetuneConfig, {"crop_size": 128, "input_size": 128, "overlap": 32})
     for dataset in sorted(root.iterdir()):

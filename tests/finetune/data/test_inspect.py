@@ -1,4 +1,4 @@
-"""`dinocell inspect` shows every data set and says what looks wrong with it."""
+"""`dinocell inspect` shows every dataset and says what looks wrong with it."""
 
 import re
 

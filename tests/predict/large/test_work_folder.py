@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_where_it_was(
     # The key holds the weights: `Slow` has none, as `Counting`.
     segmenter = large_segmenter()
     run([tmp_path / "field.tif"], tmp_path / "out", segmenter)
-    assert "goes on where an earlier run stopped" in capsys.readouterr().out
+    assert "resumes where an earlier run stopped" in capsys.readouterr().out
     rows = len(starts(400, 64, 24))
     assert segmenter.model.windows <= expected.model.windows * (rows - least) / rows
     assert (segmenter.model.windows == 0) == (stage == "decoding")

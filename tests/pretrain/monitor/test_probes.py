@@ -76,7 +76,7 @@ def test_crops_lie_where_cells_and_background_meet() -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sources that look different, and a labelled data set."""
+    """Two sources that look different, and a labelled dataset."""
     root = tmp_path_factory.mktemp("probes")
     rng = np.random.default_rng(0)
     for name, sigma, level in (("fine", 1, 60), ("coarse", 4, 180)):
