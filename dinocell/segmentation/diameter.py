@@ -57,7 +57,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What was found.
+    """Result of the estimate.
 
     Attributes:
         scale: factor from the image's pixels to the model's; when not sure, that of the training images.

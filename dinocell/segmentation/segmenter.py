@@ -202,7 +202,7 @@ class Segmenter:
         return Placement.of(size, window=self.runner.window, fit=self.fit, scale=scale, rescales=self.card.rescales)
 
     def is_large(self, plane: Plane, options: SegmentOptions) -> bool:
-        """Whether the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
+        """True if the plane goes through `segment_large`: past `large_pixels`, at its own or at the model's scale."""
         if self.fit != "tile":
             return False
         scale = 1.0 if self.estimates(options) else told_scale(self.card.training, options)
@@ -274,7 +274,7 @@ class Segmenter:
         return found.scale, [found.note]
 
     def estimates(self, options: SegmentOptions) -> bool:
-        """Whether to estimate the scale: on request, or by default for models trained on rescaled images."""
+        """Decide if the scale is estimated: on request, or by default for models trained on rescaled images."""
         if options.diameter == "model" and self.card.rescales:
             return options.pixel_size is None or not self.card.training.pixel_size
         return options.diameter == "auto"
