@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from dinocell.core.config import SettingError
 from dinocell.core.errors import ConfigError
 
 T = TypeVar("T")
@@ -40,7 +41,10 @@ def read_record(cls: type[T], value: object, where: str = "") -> T:
         given[OTHER] = unknown
     elif unknown:
         raise ConfigError(f"unknown key {prefix}{_with_nearest(next(iter(unknown)), known)}")
-    return cls(**given)
+    try:
+        return cls(**given)
+    except SettingError as error:
+        raise (error.within(where) if where else error) from error
 
 
 def as_json(value: Any) -> Any:

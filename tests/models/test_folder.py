@@ -103,7 +103,7 @@ def test_an_absent_overlap_is_the_same_for_training_and_segmentation(crop: int, 
     edit(save_model(tmp_path, model, ModelCard(crop_size=crop)), overlap=None)
     card = ModelCard.read(tmp_path)
     assert adopt(FinetuneConfig(start=str(tmp_path)), card).overlap == overlap
-    assert Segmenter(model, card, device="cpu").overlap == overlap
+    assert Segmenter(model, card, device="cpu").runner.overlap == overlap
 
 
 def test_absent_keys_take_the_defaults(folder: Path) -> None:
@@ -131,7 +131,7 @@ def test_absent_keys_take_the_defaults(folder: Path) -> None:
         ("training__datasets", [{"name": 7}], r"training.datasets\[0\].name: must be text, got 7"),
         ("training", [], "training: must be a mapping, is a list"),
         ("objective__thresold", 0.3, "unknown key objective.thresold; did you mean threshold"),
-        ("objective__threshold", 2, "objective.threshold: must lie between 0 and 1, got 2"),
+        ("objective__threshold", 2, "objective.threshold: must be above 0 and below 1, got 2"),
         ("backbone", None, "backbone: is missing"),
     ],
 )
