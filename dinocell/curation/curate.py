@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dinocell.core import log
+from dinocell.core.cpu import usable_cores
 from dinocell.core.errors import ConfigError, DataError
 from dinocell.curation.config import CurateConfig
 from dinocell.curation.contact_sheet import write_contact_sheet
@@ -190,7 +191,7 @@ def _tell(kept: list[Row], rejected: list[Row], files: int, out: Path, seconds: 
 
 def _extract_all(todo: list[Source], config: CurateConfig) -> Iterator[tuple[Source, list[Found]]]:
     """Results in the order in which they are ready."""
-    workers = min(config.workers or _cores(), len(todo))
+    workers = min(config.workers or usable_cores(), len(todo))
     if workers <= 1:
         for source in todo:
             yield source, extract_source(source, config)
@@ -281,7 +282,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

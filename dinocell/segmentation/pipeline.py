@@ -9,7 +9,6 @@ large one is segmented alone, in its turn, by the thread that runs the network.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from dinocell import __version__
 from dinocell.core import log
+from dinocell.core.cpu import usable_cores
 from dinocell.images.depth import choose_depth
 from dinocell.images.planes import Plane, count_planes, iter_planes, open_image
 from dinocell.predict.large.work_folder import KeptScratch
@@ -87,7 +87,7 @@ class Pipeline:
     ) -> None:
         self.segmenter, self.out, self.formats, self.options = segmenter, out, formats, options
         self.keep_since = keep_since
-        self.workers = max(2, min(8, os.cpu_count() or 2))
+        self.workers = max(2, min(8, usable_cores()))
         self.in_network: deque[Target] = deque()
         self.writing: deque[Future[Outcome]] = deque()
         self.settled: deque[Outcome] = deque()

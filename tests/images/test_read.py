@@ -136,6 +136,9 @@ def test_pixel_size_only_from_calibrated_files(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "ij.tif", plane, imagej=True, resolution=(4, 4), metadata={"unit": "um"})
     tifffile.imwrite(tmp_path / "print.tif", plane, resolution=(72, 72), resolutionunit="INCH")
     assert read_image(tmp_path / "ij.tif").pixel_size == pytest.approx(0.25)
+    for unit, size in (("nanometer", 0.25e-3), ("microns", 0.25), ("mm", 250.0), ("inch", None)):
+        tifffile.imwrite(tmp_path / "unit.tif", picture(8, 8), imagej=True, resolution=(4, 4), metadata={"unit": unit})
+        assert read_image(tmp_path / "unit.tif").pixel_size == (size and pytest.approx(size))
     assert read_image(tmp_path / "print.tif").pixel_size is None
 
 

@@ -6,7 +6,6 @@ cache stays one copy. Nothing is left behind when the process is killed.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinocell.core.cpu import usable_cores
 from dinocell.finetune.data.crops import Sample
 from dinocell.training.progress import StepTimer
 
@@ -56,8 +56,7 @@ def worker_count(requested: int, world_size: int = 1) -> int:
     """Threads to use: `requested`, or for -1 the cores a process has beyond the one that drives the device."""
     if requested >= 0:
         return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(16, cores // world_size - 1))
+    return max(1, min(16, usable_cores() // world_size - 1))
 
 
 class BatchLoader:

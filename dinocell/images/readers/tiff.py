@@ -16,6 +16,7 @@ import tifffile
 from dinocell.core.errors import DataError
 from dinocell.images import axes as axis_rules
 from dinocell.images.image import Array, ImageFile, every_nth_frame, override_axes, reading, refuse_bomb
+from dinocell.images.units import MICRONS
 
 # tifffile reports every oddity of a file through logging, which would litter the terminal; what matters is raised.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -25,16 +26,6 @@ MIN_SERIES_FRACTION = 0.5
 """Later series with sides below this fraction of the first one's are thumbnails, labels or pyramid levels."""
 MAX_PLANES = 10**7
 """More planes than this are refused: the index alone would exhaust memory."""
-MICRON_UNITS = {
-    "micron": 1.0,
-    "microns": 1.0,
-    "um": 1.0,
-    "µm": 1.0,
-    "μm": 1.0,
-    "micrometer": 1.0,
-    "nm": 1e-3,
-    "mm": 1e3,
-}
 
 
 def read_tiff(file: Path, axes: str | None, t_step: int, max_bytes: int | None) -> Iterator[ImageFile]:
@@ -148,13 +139,13 @@ def pixel_size(tiff: tifffile.TiffFile) -> float | None:
     if tiff.is_ome and tiff.ome_metadata:
         value = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', tiff.ome_metadata)
         unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', tiff.ome_metadata)
-        factor = MICRON_UNITS.get(unit.group(1) if unit else "µm")
+        factor = MICRONS.get(unit.group(1) if unit else "µm")
         if value and factor:
             return float(value.group(1)) * factor
         return None
     if tiff.is_imagej and tiff.imagej_metadata:
         unit_name = str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")
-        factor = MICRON_UNITS.get(unit_name)
+        factor = MICRONS.get(unit_name)
         tag = tiff.pages[0].tags.get("XResolution")  # type: ignore[union-attr]
         if factor and tag is not None and tag.value[0]:
             return float(tag.value[1] / tag.value[0]) * factor

@@ -16,17 +16,8 @@ from dinocell.images import axes as axis_rules
 from dinocell.images.image import Array, ImageFile, reading, refuse_bomb
 from dinocell.images.large_file import LazyFile, Make, worth_it
 from dinocell.images.mapped import BAND_BYTES, release
+from dinocell.images.units import MICRONS
 
-MICRONS = {
-    "micrometer": 1.0,
-    "micron": 1.0,
-    "um": 1.0,
-    "µm": 1.0,
-    "nanometer": 1e-3,
-    "nm": 1e-3,
-    "millimeter": 1e3,
-    "mm": 1e3,
-}
 MAX_CHUNKS = 10**7
 """More chunks than this are refused: each is a file."""
 

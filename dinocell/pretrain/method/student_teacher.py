@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinocell.models import VisionTransformer
+from dinocell.models.weights.resize import IMAGENET_MEAN, IMAGENET_STD
 from dinocell.pretrain.config import HeadConfig, PretrainConfig
 from dinocell.pretrain.data.crops import Batch
 from dinocell.pretrain.method.heads import DINOHead
@@ -22,9 +23,6 @@ from dinocell.pretrain.method.losses import (
     sinkhorn_knopp,
 )
 from dinocell.training.optim import local_parameters
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Output(NamedTuple):
@@ -50,7 +48,7 @@ def network_input(crops: Tensor, channels: int) -> Tensor:
     gray = crops.float() / 255
     if channels == 1:
         return gray
-    mean, std = (gray.new_tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+    mean, std = (gray.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (gray - mean) / std  # [B, 3, H, W]
 
 
