@@ -1,9 +1,11 @@
-"""Shared by all tests: a headless matplotlib, one thread, a tiny recipe, and the folder of real images, if any."""
+"""Shared by all tests: one thread, the same random numbers, a tiny recipe, and the folder of real images, if any."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import random
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +22,36 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # inherits it.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
     os.environ[_name] = "1"
+_START: dict[tuple[str, str], Any] = {}
+"""The states of the generators that are globals of a test module, before its first test."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure: all that it needs is there")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import settings  # here, as make test-napari does without it
+
+        settings.register_profile("same", derandomize=True, database=None, deadline=None)
+        settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let every test draw the same random numbers, whichever tests its process ran before."""
+    import numpy as np  # here, once the number of threads is set
+
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    module = getattr(item, "module", None)
+    for name, value in vars(module).items() if module else ():
+        if isinstance(value, np.random.Generator):
+            bits = value.bit_generator
+            bits.state = _START.setdefault((module.__name__, name), bits.state)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,14 +1,17 @@
-"""The suite itself: every test is able to fail, and its processes do not fight for cores."""
+"""The suite itself: every test is able to fail, draws the same numbers in any order, and has one thread."""
 
 from __future__ import annotations
 
 import ast
+import random
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
+RNG = np.random.default_rng(5)
 Functions = dict[str, ast.FunctionDef]
 
 
@@ -62,3 +65,13 @@ def test_a_test_that_asserts_nothing_is_found(body: str, idle: bool) -> None:
 
 def test_a_process_has_one_thread() -> None:
     assert torch.get_num_threads() == cv2.getNumThreads() == 1
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_the_numbers_that_a_test_draws_do_not_depend_on_those_before_it(turn: str) -> None:
+    drawn = random.random(), np.random.random(), float(torch.rand(())), RNG.random()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    again = random.random(), np.random.random(), float(torch.rand(())), np.random.default_rng(5).random()
+    assert drawn == again, turn
