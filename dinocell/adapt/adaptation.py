@@ -38,9 +38,7 @@ from dinocell.pretrain.monitor.probes import cell_probe
 from dinocell.segmentation import load_model
 from dinocell.training.outcome import RunOutcome, Stopped
 from dinocell.training.progress import read_metrics
-
-# Keys that do not affect the training: an adaptation may resume with other values.
-_FREE = ("device", "workers", "log_every", "checkpoint_every", "tensorboard")
+from dinocell.training.resume import check_resumable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +109,20 @@ def _tell(out: Path, summary: Mapping[str, Any]) -> None:
 def _claim(out: Path, config: AdaptConfig) -> None:
     """Write config.yaml, or refuse a folder that contains an adaptation with other settings."""
     file = out / "settings.json"
-    wanted = flatten(to_dict(config))
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        fixed = sorted(key for key in wanted if key.rsplit(".", 1)[-1] not in _FREE)
-        key = next((key for key in fixed if before.get(key) != wanted[key]), "")
-        if key:
-            raise ConfigError(
-                f"--out: {str(out)!r} contains an adaptation with {key}={before.get(key)}, now it is "
-                f"{wanted[key]}; give "
-                "another folder, or delete that one to start over"
-            )
+        # Finished parts are not run again, so only what changes nothing that is learned may differ.
+        check_resumable(
+            config,
+            json.loads(file.read_text(encoding="utf-8")),
+            where=f"--out: {str(out)!r} contains an adaptation",
+            other="another folder",
+            may_change=("neutral",),
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: {str(out)!r} cannot be made: {error.strerror}") from error
-    atomic_write_text(file, json.dumps(wanted, indent=1))
+    atomic_write_text(file, json.dumps(flatten(to_dict(config)), indent=1))
     atomic_write_text(out / "config.yaml", to_yaml(config))
 
 

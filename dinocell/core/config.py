@@ -246,6 +246,11 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def default_values(cls: type) -> dict[str, Any]:
+    """Return every setting's default by its dotted name; `???` where the user must give one."""
+    return flatten(typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cls))))
+
+
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML; passing it back through `load` gives an equal config."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)

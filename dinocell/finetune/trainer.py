@@ -22,7 +22,7 @@ from dinocell.finetune.batch_fit import choose_accumulation, is_out_of_memory, o
 from dinocell.finetune.config import FinetuneConfig
 from dinocell.finetune.data.hard_examples import draw_by_scores, training_scores
 from dinocell.finetune.data.loader import Batch, BatchLoader, worker_count
-from dinocell.finetune.data.run_data import RunData, check_resumable, open_run_data
+from dinocell.finetune.data.run_data import RunData, open_run_data
 from dinocell.finetune.data.token_cache import TokenCache
 from dinocell.finetune.from_model import adopt, open_start
 from dinocell.finetune.network import AveragedWeights, Thaw, build_model, freeze_forever, optimizer_groups
@@ -36,8 +36,12 @@ from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import adamw, clip_gradients, set_schedule
 from dinocell.training.outcome import RunOutcome
 from dinocell.training.progress import RunLogger, StepTimer
+from dinocell.training.resume import check_resumable, refuse_unused
 from dinocell.training.schedules import cosine
 from dinocell.training.signals import StopSignal
+
+# Settings that give the best value so far its meaning.
+_MEASURE = ("validate.monitor", "validate.average", "validate.max_images", "validate.views")
 
 
 def run(config: FinetuneConfig) -> RunOutcome:
@@ -80,7 +84,8 @@ class Trainer:
         self.checkpoints = CheckpointManager(Path(config.output_dir) / "checkpoints")
         resumed = self.checkpoints.load_latest()
         if resumed is not None:
-            check_resumable(resumed[1]["config"], config)
+            where = f"output_dir: {config.output_dir!r} contains a run"
+            changes = check_resumable(config, resumed[1]["config"], where=where)
         self.objective = build_objective(config.objective)
         self.data: RunData = open_run_data(config, self.objective, start.card if start is not None else None)
         self.total_steps = self.data.total_steps
@@ -109,6 +114,11 @@ class Trainer:
         self.scores: tuple[float, ...] = ()  # of the training images by the starting model, with data.hard
         if resumed is not None:
             self._restore(*resumed)
+            if self._finished():  # a finished run may be validated or exported in another way, but not trained
+                refuse_unused([change for change in changes if change.key.startswith("train.")], where)
+            elif any(change.key in _MEASURE for change in changes):
+                log.warning("validations measure something else now: the best value so far is forgotten")
+                self.best, self.stale = -math.inf, 0
         elif config.data.hard:
             self.scores = training_scores(self.runner, self.data.train.store, config)
         if self.scores:

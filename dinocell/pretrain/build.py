@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +9,14 @@ import torch
 
 from dinocell import models
 from dinocell.core import log
-from dinocell.core.config import from_dict, to_dict
+from dinocell.core.config import from_dict
 from dinocell.core.errors import CheckpointError, ConfigError, first_line
 from dinocell.models import VisionTransformer, ViTConfig
 from dinocell.pretrain.config import PretrainConfig
 from dinocell.pretrain.method.student_teacher import StudentTeacher
 from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import adamw, parameter_groups
-
-# keys that may change between a run and its continuation without changing what is learnt
-_FREE_KEYS = (
-    "output_dir",
-    "device",
-    "tensorboard",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_bad_steps",
-    "compile",
-    "parallel",
-    "activation_checkpointing",
-    "weights",
-    "model",
-    "data.workers",
-    "data.prefetch",
-)
+from dinocell.training.resume import Change, check_resumable
 
 
 def make_backbone(config: PretrainConfig) -> VisionTransformer:
@@ -63,22 +45,9 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
     return backbone
 
 
-def restore_backbone(config: PretrainConfig, state: dict[str, Any]) -> VisionTransformer:
-    """An empty backbone of the checkpoint's shape; its weights come with the student's and teacher's.
-
-    Raises:
-        ConfigError: the recipe now asks for another shape.
-    """
-    saved = from_dict(ViTConfig, state["config"]["model"], "checkpoint")
-    # loaded weights bring their own registers and position rules: only what the recipe fixes can disagree
-    for name in ("arch", "patch_size", "in_channels"):
-        old, new = getattr(saved, name), getattr(config.model, name)
-        if old != new:
-            raise ConfigError(
-                f"model.{name}: {new!r}, but output_dir {config.output_dir!r} contains a run with {old!r}; "
-                "use another output_dir or the run's own config.yaml"
-            )
-    return VisionTransformer(dataclasses.replace(saved, drop_path=config.model.drop_path))
+def restore_backbone(state: dict[str, Any]) -> VisionTransformer:
+    """Make an empty backbone of the checkpoint's shape; its weights come with the student's and teacher's."""
+    return VisionTransformer(from_dict(ViTConfig, state["config"]["model"], "checkpoint"))
 
 
 def make_optimizer(model: StudentTeacher, config: PretrainConfig) -> torch.optim.AdamW:
@@ -115,26 +84,27 @@ def load_state(model: StudentTeacher, optimizer: torch.optim.Optimizer, state: d
         ) from error
 
 
-def load_latest(config: PretrainConfig) -> tuple[int, dict[str, Any]] | None:
-    """The newest whole checkpoint of the run's folder, and a warning for each setting that differs from it."""
+def load_latest(config: PretrainConfig) -> tuple[int, dict[str, Any], tuple[Change, ...]] | None:
+    """Find the newest whole checkpoint of the run's folder; returns its step, its state and what changes from then on.
+
+    Raises:
+        ConfigError: a setting differs that may not, or the run is already longer than asked.
+    """
     found = CheckpointManager(Path(config.output_dir) / "checkpoints").load_latest()
     if found is None:
         return None
-    changes = _differences(found[1]["config"], to_dict(config))
-    if changes:
-        log.warning(f"continuing with other settings than the checkpoint's: {'; '.join(changes)}")
-    return found
+    step, state = found
+    # Loaded weights bring their own registers and position rules: the recipe may name them as it did, or as they are.
+    asked = {**state["config"], "model": state["asked_model"]}
+    changes = check_resumable(config, asked, state["config"], where=contains_run(config))
+    if step > config.optim.total_steps:
+        raise ConfigError(
+            f"optim.epochs: {config.optim.epochs:g} epochs are {config.optim.total_steps} steps, but the run in "
+            f"output_dir {config.output_dir!r} has made {step}; give at least {step / config.optim.epoch_steps:g}"
+        )
+    return step, state, changes
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    changes: list[str] = []
-    for key, value in new.items():
-        name = f"{prefix}{key}"
-        if name in _FREE_KEYS:
-            continue
-        before = old.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            changes += _differences(before, value, f"{name}.")
-        elif before != value:
-            changes.append(f"{name} {before} → {value}")
-    return changes
+def contains_run(config: PretrainConfig) -> str:
+    """Begin a message about the run that is in the output folder."""
+    return f"output_dir: {config.output_dir!r} contains a run"

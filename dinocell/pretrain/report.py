@@ -125,11 +125,11 @@ def write_report(run: Path, config: PretrainConfig, backbone: VisionTransformer,
 
 
 def verdict(probes: list[dict[str, Any]]) -> str:
-    """Summary of the probes, one sentence each."""
+    """Summary of the probes, one sentence each; those that the run had at its start and at its end."""
     sentences = []
-    for name in (key for key in probes[0] if key not in ("step", "split")):
+    for name in (key for key in probes[0] if key in probes[-1] and key not in ("step", "split")):
         first, last = probes[0][name], probes[-1][name]
-        best = max(probes, key=lambda row: row[name])
+        best = max((row for row in probes if name in row), key=lambda row: row[name])
         change = "rose" if last > first + 0.01 else "fell" if last < first - 0.01 else "stayed"
         sentence = f"{name} {change}: {first:.3f} at step {probes[0]['step']}, {last:.3f} at step {probes[-1]['step']}"
         if best[name] > max(first, last) + 0.01:

@@ -21,7 +21,14 @@ from dinocell.core.device import autocast, choose_dtype
 from dinocell.core.errors import DataError
 from dinocell.core.files import atomic_write_text
 from dinocell.models import VisionTransformer
-from dinocell.pretrain.build import load_latest, load_state, make_backbone, make_optimizer, restore_backbone
+from dinocell.pretrain.build import (
+    contains_run,
+    load_latest,
+    load_state,
+    make_backbone,
+    make_optimizer,
+    restore_backbone,
+)
 from dinocell.pretrain.config import PretrainConfig
 from dinocell.pretrain.cost import image_flops, matmul_rate
 from dinocell.pretrain.data.crops import Batch, CropDataset, MicroBatches, find_images, make_loader
@@ -44,6 +51,7 @@ from dinocell.training.checkpoint import CheckpointManager
 from dinocell.training.optim import clip_gradients, set_schedule
 from dinocell.training.outcome import RunOutcome, StopName
 from dinocell.training.progress import RunLogger, StepTimer
+from dinocell.training.resume import refuse_unused
 from dinocell.training.rng import rng_state, seed_generators, set_rng_state
 from dinocell.training.schedules import scaled_learning_rate
 from dinocell.training.signals import StopSignal
@@ -87,7 +95,8 @@ class Trainer:
         seed_generators(config.seed)
 
         found = load_latest(config)
-        backbone = make_backbone(config) if found is None else restore_backbone(config, found[1])
+        backbone = make_backbone(config) if found is None else restore_backbone(found[1])
+        self.asked_model = to_dict(config.model) if found is None else found[1]["asked_model"]
         self.config = config = dataclasses.replace(config, model=backbone.config)
         self.model = StudentTeacher(backbone, config).to(self.device)
         self.optimizer = make_optimizer(self.model, config)
@@ -100,7 +109,12 @@ class Trainer:
         self.unreadable: dict[str, str] = {}
         self.last_ranks: dict[str, float] | None = None
         if found is not None:
-            self._resume(*found)
+            step, state, changes = found
+            same_measure = self._resume(step, state)
+            if step == config.optim.total_steps or self.best.should_stop:
+                refuse_unused(changes, contains_run(config))
+            if not same_measure:
+                self.manager.set_best_aside()
         backbone.activation_checkpointing = config.activation_checkpointing
         if config.compile:
             _backbone(self.model.student).compile_blocks()
@@ -313,6 +327,7 @@ class Trainer:
             "anchor": self.model.anchor.state_dict(),
             "optimizer": whole_optimizer_state(self.optimizer),
             "config": to_dict(self.config),
+            "asked_model": self.asked_model,
             "samples": self.samples,
             "step_images": self.step_images,
             "skipped": self.skipped,
@@ -327,12 +342,13 @@ class Trainer:
             lines = [f"{path}\t{reason}" for path, reason in sorted(self.unreadable.items())]
             atomic_write_text(self.folder / "unreadable_images.txt", "\n".join(lines) + "\n")
 
-    def _resume(self, step: int, state: dict[str, Any]) -> None:
+    def _resume(self, step: int, state: dict[str, Any]) -> bool:
+        """Restore the checkpoint; False when its best value was of another measure than the one asked for now."""
         load_state(self.model, self.optimizer, state, self.folder)
         self.step, self.samples, self.skipped = step, int(state["samples"]), int(state["skipped"])
         self.unreadable = dict(state["unreadable"])
         self.monitor.load_state_dict(state["monitor"])
-        self.best.load_state_dict(state["best"])
+        same_measure = self.best.load_state_dict(state["best"])
         self.last_ranks = state.get("last_ranks") or None
         set_rng_state(state["rng"])
         log.info(f"continuing {str(self.folder)!r} after step {step}")
@@ -341,6 +357,7 @@ class Trainer:
                 f"{self.step_images} images per step instead of {state['step_images']}: the samples continue without a "
                 "gap, the learning rate follows its rule for the new number"
             )
+        return same_measure
 
     def _introduce(self, dtype_reason: str) -> None:
         """Say what is about to run, write config.yaml and, at a fresh start, the features before it."""

@@ -39,6 +39,16 @@ class CheckpointManager:
         """Write `best.pt`, replacing the previous one."""
         return self._save(self.directory / "best.pt", {"step": step, **state}, prune=False)
 
+    def set_best_aside(self) -> None:
+        """Rename `best.pt`, if there is one, to `best_before.pt`: it is the best by a measure that no longer counts."""
+        path = self.directory / "best.pt"
+        if not distributed.is_main() or not path.is_file():
+            return
+        for name in (path.name, f"{path.name}.sha256"):
+            if (self.directory / name).is_file():
+                (self.directory / name).replace(self.directory / name.replace("best", "best_before", 1))
+        log.warning(f"another measure decides which teacher is the best one: {path} is now best_before.pt")
+
     def _save(self, path: Path, state: dict[str, Any], prune: bool) -> Path:
         problem = ""
         if distributed.is_main():

@@ -155,6 +155,10 @@ def test_the_same_command_again_trains_nothing(adapted: Path, unlabelled: Path, 
     assert stamps
     assert adaptation.run(adapt.parse(command(unlabelled, model, adapted, *BY_RANK))).exit_code == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in adapted.rglob("*.pt")}
+    again = command(unlabelled, model, adapted, *BY_RANK)
+    assert adaptation.run(adapt.parse([*again, "pretrain.log_every=3", "finetune.data.workers=1"])).exit_code == 0
+    with pytest.raises(ConfigError, match=r"pretrain.optim.base_lr=2e-05 \(now 0.001\); set it back"):
+        adaptation.run(adapt.parse([*again, "pretrain.optim.base_lr=1e-3"]))
     with pytest.raises(ConfigError, match=r"seed.*another folder"):
         adaptation.run(adapt.parse(command(unlabelled, model, adapted, *BY_RANK, "--seed=1")))
 

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dinocell.core.config import to_yaml
+from dinocell.core.config import load, to_yaml
 from dinocell.core.errors import EXIT_STOPPED, ConfigError
-from dinocell.finetune import run
+from dinocell.core.files import load_file
+from dinocell.finetune import FinetuneConfig, run
 from dinocell.finetune.trainer import Trainer
 from dinocell.labels.files import read_labels
 from dinocell.metrics import maximum_matching_accuracy
@@ -171,10 +172,20 @@ def test_only_the_chosen_part_of_the_backbone_moves(disks_dataset, tmp_path, mod
 
 def test_other_settings_in_the_same_folder_are_refused(disks_dataset, tmp_path, recipe):
     run(recipe(disks_dataset, tmp_path / "run", train={"steps": 1}))
-    with pytest.raises(
-        ConfigError, match=r"contains a run with train.lr=0.001, now it is 0.01; choose another output_dir"
-    ):
-        run(recipe(disks_dataset, tmp_path / "run", train={"steps": 2, "lr": 0.01}))
+    with pytest.raises(ConfigError, match=r"contains a run with seed=0 \(now 99\); set it back .* another output_dir"):
+        run(recipe(disks_dataset, tmp_path / "run", train={"steps": 2}, seed=99))
+    with pytest.raises(ConfigError, match=r"train.lr=0.001 \(now 0.01\), and no step is left"):
+        run(recipe(disks_dataset, tmp_path / "run", train={"steps": 1, "lr": 0.01}))
+
+
+def test_a_lower_learning_rate_and_another_monitor_count_from_the_next_step_on(disks_dataset, tmp_path, recipe):
+    out = run(recipe(disks_dataset, tmp_path / "run", train={"steps": 2, "warmup": 0.0})).folder
+    again = {"steps": 4, "warmup": 0.0, "lr": 1e-5, "final_lr": 1e-5, "log_every": 1}
+    run(recipe(disks_dataset, out, train=again, validate={"monitor": "loss"}))
+    assert read_metrics(out / "metrics.jsonl", "train")[-1]["lr"] == pytest.approx(1e-5)
+    saved = load_file(sorted((out / "checkpoints").glob("step_*.pt"))[-1])
+    assert -10 < saved["best"] < 0, "a loss, not the score that was best before"
+    assert load(FinetuneConfig, out / "config.yaml").train.lr == 1e-5
 
 
 def test_early_stopping_and_time_budget_end_a_run(disks_dataset, tmp_path, recipe, monkeypatch):

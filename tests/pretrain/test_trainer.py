@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -310,8 +312,65 @@ def test_errors_are_one_line_with_the_remedy(images: Path, straight: Path, tmp_p
         run(make(images, tmp_path, weights=str(images / "0.png")))
     with pytest.raises(ConfigError, match="contains a run with"):
         run(make(images, straight, model__arch="vit_small"))
-    with pytest.raises(CheckpointError, match="does not fit this recipe"):
+    with pytest.raises(ConfigError, match=r"contains a run with dino_head.prototypes=24 \(now 32\); set it back"):
         run(make(images, straight, dino_head__prototypes=32))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim.betas", [0.8, 0.99]),
+        ("optim.layer_decay", 0.5),
+        ("optim.patch_embed_multiplier", 1.0),
+        ("weights", "other.pth"),
+        ("model.depth", 2),
+        ("model.registers", 4),
+        ("loss.gram_weight", 1.0),
+        ("augment.local_crops", 3),
+    ],
+)
+def test_a_resumed_run_refuses_what_it_could_not_apply(
+    images: Path, straight: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(straight, out)
+    before = (out / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=rf"contains a run with {re.escape(key)}=.* \(now {re.escape(str(value))}\)"):
+        run(make(images, out, **{"optim__epochs": 2, key.replace(".", "__"): value}))
+    assert (out / "config.yaml").read_text() == before
+
+
+def test_a_finished_run_is_continued_with_more_epochs_and_another_rate(
+    images: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(straight, out)
+    with pytest.raises(ConfigError, match=r"optim.base_lr=0.01 \(now 0.02\), and no step is left"):
+        run(make(images, out, optim__base_lr=0.02))
+    with pytest.raises(ConfigError, match=r"optim.epochs: .* has made 8; give at least 1"):
+        run(make(images, out, optim__epochs=0.5))
+    run(make(images, out, optim__epochs=2, optim__base_lr=0.02, log_every=2))
+    assert "optim.epochs 1.0 → 2.0, optim.base_lr 0.01 → 0.02" in capsys.readouterr().err
+    rows = {row["step"]: row for row in lines(out)}
+    assert max(rows) == 16 and rows[8]["lr"] == lines(straight)[-1]["lr"]
+    run(make(images, tmp_path / "whole", optim__epochs=2, optim__base_lr=0.02))
+    for row in lines(tmp_path / "whole")[8:]:  # the schedule is that of a run of this length from the start
+        if row["step"] in rows:
+            assert rows[row["step"]]["lr"] == pytest.approx(row["lr"])
+    optim = config_module.load(PretrainConfig, out / "config.yaml").optim
+    assert (optim.epochs, optim.base_lr) == (2, 0.02)
+    run(config_module.load(PretrainConfig, out / "config.yaml"))  # the resolved config is the run's own
+
+
+def test_the_best_teacher_by_another_measure_is_set_aside(images: Path, tmp_path: Path) -> None:
+    watched = {"monitor__every": 4, "monitor__best_by": "rankme_patch", "monitor__patience": 9}
+    run(make(images, tmp_path, **watched))
+    first = load_file(tmp_path / "checkpoints" / "best.pt")
+    run(make(images, tmp_path, **{**watched, "monitor__best_by": "rankme_cls"}, optim__epochs=2))
+    assert load_file(tmp_path / "checkpoints" / "best_before.pt")["step"] == first["step"]
+    best = load_file(tmp_path / "checkpoints" / "best.pt")
+    assert best["step"] > 8 and best["config"]["monitor"]["best_by"] == "rankme_cls"
+    assert final(tmp_path)["best"]["measure"] == {"name": "rankme_cls"}
 
 
 def test_weights_of_another_architecture_are_refused(images: Path, straight: Path, tmp_path: Path) -> None:

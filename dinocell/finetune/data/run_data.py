@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dinocell.core import log
-from dinocell.core.config import flatten, to_dict
 from dinocell.core.errors import ConfigError, DataError
 from dinocell.datasets.labelled import LabelledItem, Split, open_dataset
 from dinocell.finetune.config import FinetuneConfig
@@ -20,27 +17,6 @@ from dinocell.finetune.from_model import other_split
 from dinocell.models import ModelCard
 from dinocell.objectives import Objective
 from dinocell.training import distributed
-
-# Settings that change neither what is learnt from a sample nor the shapes in a checkpoint.
-_FREE = (
-    "output_dir",
-    "device",
-    "precision",
-    "data.cache_gb",
-    "data.workers",
-    "data.check_images",
-    "backbone.cache_tokens",
-    "backbone.cache_dir",
-    "backbone.cache_gb",
-    "train.epochs",
-    "train.steps",
-    "train.minutes",
-    "train.accumulate",
-    "train.auto_batch",
-    "train.log_every",
-    "train.checkpoint_every",
-    "validate",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +105,3 @@ def _check(store: ImageStore, config: FinetuneConfig, objective: Objective) -> t
         log.warning(line)
     skipped = [f"Skipped {store.items[i].stem}: {reason}" for i, reason in store.bad.items()]
     return (*check.summary, *(f"Warning: {line}" for line in check.warnings), *skipped), check
-
-
-def check_resumable(saved: Mapping[str, Any], config: FinetuneConfig) -> None:
-    """Refuse to continue a run with settings that its checkpoint was not made with.
-
-    Raises:
-        ConfigError: naming the first setting that differs.
-    """
-    new = flatten(to_dict(config))
-    # A setting that the run's version did not have yet was what its default says now.
-    old = {**flatten(to_dict(FinetuneConfig())), **flatten(saved)}
-    for name in sorted(new):
-        free = any(name == f or name.startswith(f"{f}.") for f in _FREE)
-        if not free and old[name] != new[name]:
-            raise ConfigError(
-                f"output_dir: {config.output_dir} contains a run with {name}={old[name]}, now it is {new[name]}; "
-                "choose another output_dir, or delete that folder to start over"
-            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from dinocell.core import log
 from dinocell.core.errors import ConfigError
@@ -32,6 +33,11 @@ class BestTeacher:
         if self.patience and self.name is None:
             raise ConfigError("monitor.patience: stops by a monitor; set monitor.labelled or monitor.best_by")
         self.best, self.best_step, self.stale = -math.inf, 0, 0
+        self.measure: dict[str, Any] = {"name": self.name}  # with the settings that give the value its meaning
+        if self.name in ("knn_patch", "probe_patch"):
+            self.measure |= {"labelled": list(config.monitor.labelled), "images": config.monitor.images}
+        elif self.name == "knn_source":
+            self.measure |= {"root": list(config.data.root), "images": config.monitor.images}
 
     def observe(self, step: int, values: dict[str, float]) -> bool:
         """Take note of the values at a step; True if they are the best so far."""
@@ -48,13 +54,16 @@ class BestTeacher:
         """True if the monitor has not improved for `monitor.patience` probes."""
         return bool(self.patience) and self.stale >= self.patience
 
-    def state_dict(self) -> dict[str, float]:
-        """Numbers for the checkpoint."""
-        return {"best": self.best, "best_step": self.best_step, "stale": self.stale}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers for the checkpoint, and what they measure."""
+        return {"best": self.best, "best_step": self.best_step, "stale": self.stale, "measure": self.measure}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restore `state_dict`; False, and nothing restored, when its numbers are of another measure."""
+        if state["measure"] != self.measure:
+            return False
         self.best, self.best_step, self.stale = state["best"], int(state["best_step"]), int(state["stale"])
+        return True
 
     def describe(self) -> str:
         """The best value so far, in words."""
