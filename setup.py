@@ -9,21 +9,30 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 
 
-class BuildWithPresets(build_py):
-    """Puts the recipes of data_curation/configs into the package, so that they work without the repository."""
+RECIPES = {  # name in the package → folder in the repository, as in dinocell/core/recipes.py
+    "data_curation": "data_curation/configs",
+    "ssl": "ssl/configs",
+    "finetune": "finetune/configs",
+    "slurm": "slurm/profiles",
+}
+
+
+class BuildWithRecipes(build_py):
+    """Copies the recipes of the script folders into the package, so that they work without the repository."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            presets = Path(self.build_lib, "dinocell", "datasets", "prepare", "presets")
-            presets.mkdir(parents=True, exist_ok=True)
-            for recipe in sorted((HERE / "data_curation" / "configs").glob("*.yaml")):
-                shutil.copyfile(recipe, presets / recipe.name)
+            for kind, source in RECIPES.items():
+                target = Path(self.build_lib, "dinocell", "recipes", kind)
+                target.mkdir(parents=True, exist_ok=True)
+                for recipe in sorted((HERE / source).glob("*.yaml")):
+                    shutil.copyfile(recipe, target / recipe.name)
 
 
 setup(
     name="dinocell",
-    cmdclass={"build_py": BuildWithPresets},
+    cmdclass={"build_py": BuildWithRecipes},
     version="0.1.0",
     description="Self-supervised pretraining and fine-tuning of cell-segmentation models",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),

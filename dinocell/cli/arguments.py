@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from dinocell.core.config import leaves, load
 from dinocell.core.errors import ConfigError
+from dinocell.core.recipes import Kind, find_recipe
 
 KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 CONFIG = "--config"
@@ -29,6 +30,7 @@ class Syntax:
         settings: options with a value that stand for a setting: `--size` → `size`.
         switches: options without a value that stand for a setting: `--merge` → `merge=true`.
         valued: further options with a value.
+        recipes: kind of the shipped recipes that `--config` finds by name.
     """
 
     config: type
@@ -36,6 +38,7 @@ class Syntax:
     settings: Mapping[str, str] = field(default_factory=dict)
     switches: Mapping[str, str] = field(default_factory=dict)
     valued: tuple[str, ...] = (CONFIG,)
+    recipes: Kind | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -54,7 +57,7 @@ class Arguments:
 
     @property
     def config(self) -> str | None:
-        """Recipe given with `--config`."""
+        """Path of the recipe given with `--config`."""
         return self.options.get(CONFIG, (None,))[-1]
 
     def all(self, name: str) -> tuple[str, ...]:
@@ -84,7 +87,7 @@ def split(arguments: Sequence[str], syntax: Syntax) -> Arguments:
     key is reported as such; everything else is a file. After `--` there are only files.
 
     Raises:
-        ConfigError: an unknown option, or one without its value.
+        ConfigError: an unknown option, one without its value, or no recipe of that name.
     """
     files: list[str] = []
     settings: list[str] = []
@@ -98,6 +101,8 @@ def split(arguments: Sequence[str], syntax: Syntax) -> Arguments:
             value = value if separator else next(items, "")
             if not value:
                 raise ConfigError(f"{name} needs a value after it")
+            if name == CONFIG and syntax.recipes is not None:
+                value = str(find_recipe(value, syntax.recipes))
             if name in syntax.settings:
                 settings.append(setting(syntax.config, syntax.settings[name], value))
             else:

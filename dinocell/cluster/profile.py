@@ -10,6 +10,7 @@ from typing import Any
 
 from dinocell.core import config
 from dinocell.core.errors import EXIT_STOPPED, ConfigError
+from dinocell.core.recipes import find_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def take_profile(arguments: Sequence[str]) -> tuple[Profile, list[str]]:
         if argument == "--profile":
             path = next(pending, None)
             if path is None:
-                raise ConfigError("--profile needs the path of a YAML file after it")
+                raise ConfigError("--profile needs the path of a YAML file, or the name of a shipped profile, after it")
         elif argument.startswith("--profile="):
             path = argument.partition("=")[2]
         elif argument.startswith("profile."):
@@ -103,7 +104,7 @@ def take_profile(arguments: Sequence[str]) -> tuple[Profile, list[str]]:
         else:
             rest.append(argument)
     try:
-        return config.load(Profile, path, own), rest
+        return config.load(Profile, find_recipe(path, "slurm") if path is not None else None, own), rest
     except config.SettingError as error:
         raise error.within("profile") from None
 

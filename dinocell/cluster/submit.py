@@ -23,8 +23,8 @@ USAGE = """Submit a stage as a SLURM job through submitit.
 usage: slurm/submit.py {stages} [--profile FILE] [--config FILE]
                        [--array N] [--print-config | --dry-run | --local] [--wait | --follow] [key=value …]
 
-  --profile FILE   the cluster's settings (slurm/profiles/*.yaml); profile.KEY=VALUE overrides one of them
-  --config FILE    the stage's recipe; every other argument is the stage's own, as for its script
+  --profile FILE   the cluster's settings: a file, or 1gpu, 8gpu, cpu; profile.KEY=VALUE overrides one of them
+  --config FILE    the stage's recipe, a file or a shipped one's name; every other argument is the stage's own
   --array N        {arrays}: a job array of N tasks, each with its share of the images, and a last
                    job that merges; the same command again submits only the tasks that have not finished
   --print-config   print the stage's resolved settings instead of submitting it

@@ -33,7 +33,7 @@ def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["--help"], 0),
     ):
         with pytest.raises(SystemExit) as caught:
-            run_main(recipe_main, Recipe, run, "A recipe.", arguments)
+            run_main(recipe_main, Recipe, "finetune", run, "A recipe.", arguments)
         assert caught.value.code == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
@@ -41,14 +41,10 @@ def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_setting_that_is_off_by_default_is_also_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        recipe_main(
-            FinetuneConfig,
-            lambda cfg: RunOutcome(folder=Path(), failed=1),
-            "",
-            ["--auto-batch", "--print-config", "data.root=x"],
-        )
-        == 0
-    )
+    def run(cfg: FinetuneConfig) -> RunOutcome:
+        raise AssertionError("only the config was asked for")
+
+    line = ["--auto-batch", "--print-config", "data.root=x"]
+    assert recipe_main(FinetuneConfig, "finetune", run, "", line) == 0
     assert "auto_batch: true" in capsys.readouterr().out
-    assert recipe_parse(PretrainConfig, ["--compile", "data.root=x", "output_dir=o"]).compile
+    assert recipe_parse(PretrainConfig, "ssl", ["--compile", "data.root=x", "output_dir=o"]).compile

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import dinocell
 from dinocell import cli
 from dinocell.core.errors import CheckpointError, ConfigError
+from dinocell.core.recipes import FOLDERS, recipe_names
 from dinocell.labels.files import read_labels
 from dinocell.models import (
     DecoderConfig,
@@ -214,7 +215,8 @@ def test_the_wheel_holds_what_the_package_needs(repository: Path, tmp_path: Path
     tree = tmp_path / "tree"
     skip = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(repository / "dinocell", tree / "dinocell", ignore=skip)
-    shutil.copytree(repository / "data_curation" / "configs", tree / "data_curation" / "configs")
+    for recipes in FOLDERS.values():
+        shutil.copytree(repository / recipes, tree / recipes)
     for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
         shutil.copyfile(repository / name, tree / name)
     tiny = tree / "dinocell" / "models" / "packaged" / "tiny"
@@ -233,8 +235,10 @@ def test_the_wheel_holds_what_the_package_needs(repository: Path, tmp_path: Path
     assert (
         "dinocell/py.typed" in names
         and "dinocell/napari/napari.yaml" in names
-        and "dinocell/datasets/prepare/presets/default.yaml" in names
+        and "dinocell/recipes/data_curation/default.yaml" in names
     )
+    recipes = {f"dinocell/recipes/{kind}/{name}.yaml" for kind in FOLDERS for name in recipe_names(kind)}
+    assert recipes == {name for name in names if name.startswith("dinocell/recipes/")}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dinocell"}
 
 

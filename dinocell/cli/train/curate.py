@@ -17,7 +17,7 @@ from dinocell.training.outcome import RunOutcome
 USAGE = """From any pile of microscopy images to crops worth training on.
 
 usage: curate SRC… --out DIR [--size 1024] [--axes ZYX] [--crops-per-image 1] [--workers 0]
-              [--config FILE] [--print-config] [--merge] [key=value …]
+              [--config FILE or NAME] [--print-config] [--merge] [key=value …]
 
 SRC are image files, folders or glob patterns. DIR gets crops/, manifest.csv, rejected.csv and contact_sheet.html.
 After an interruption the same command resumes. On a cluster, job i of n adds shard_index=i shard_count=n, and one
@@ -33,6 +33,7 @@ SYNTAX = Syntax(
         "--workers": "workers",
     },
     switches={"--merge": "merge=true"},
+    recipes="data_curation",
 )
 
 

@@ -21,7 +21,7 @@ def parse(arguments: Sequence[str]) -> FinetuneConfig:
     """
     from dinocell.finetune import FinetuneConfig
 
-    return recipe_parse(FinetuneConfig, arguments)
+    return recipe_parse(FinetuneConfig, "finetune", arguments)
 
 
 def run(config: FinetuneConfig) -> RunOutcome:
@@ -38,4 +38,4 @@ def main(argv: Sequence[str] | None = None, description: str = "Stage 2: trainin
     """Run the command and return its exit code."""
     from dinocell.finetune import FinetuneConfig
 
-    return recipe_main(FinetuneConfig, run, description, argv)
+    return recipe_main(FinetuneConfig, "finetune", run, description, argv)

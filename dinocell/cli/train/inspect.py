@@ -10,10 +10,10 @@ from dinocell.core.config import to_yaml
 
 USAGE = """Look at a labelled dataset before training: what looks wrong, sizes, overlays, crops with their targets.
 
-usage: inspect DATASET… [--config FILE] [--out inspect.html] [--print-config] [key=value …]
+usage: inspect DATASET… [--config FILE or NAME] [--out inspect.html] [--print-config] [key=value …]
 
-FILE is the recipe of the training whose crops and checks are meant; default: the paper's. Its settings can be changed
-by key=value; `dinocell finetune --help` lists them.
+--config names the recipe of the training whose crops and checks are meant; default: the paper's. Its settings can be
+changed by key=value; `dinocell finetune --help` lists them.
 """
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from dinocell import finetune
 
-    given = split(arguments, Syntax(config=finetune.FinetuneConfig, valued=("--config", "--out")))
+    given = split(arguments, Syntax(config=finetune.FinetuneConfig, valued=("--config", "--out"), recipes="finetune"))
     roots = [setting(finetune.FinetuneConfig, "data.root", given.files)] if given.files else []
     config = read(finetune.FinetuneConfig, given, *roots)
     if given.print_only:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +10,11 @@ from dinocell.cli.arguments import Arguments, Syntax, setting, split, words
 from dinocell.cli.recipe import run_command
 from dinocell.core.config import describe, load
 from dinocell.core.errors import ConfigError
+from dinocell.core.recipes import find_recipe, recipe_folder, recipe_names
 from dinocell.datasets.prepare.config import PrepareConfig
 from dinocell.datasets.prepare.convert import prepare
 from dinocell.training.outcome import RunOutcome
 
-PACKAGED = Path(__file__).parents[2] / "datasets" / "prepare" / "presets"
-"""Recipes of an installed package: setup.py copies them there when it builds one."""
-IN_TREE = Path(__file__).parents[3] / "data_curation" / "configs"
-PRESETS = PACKAGED if PACKAGED.is_dir() else IN_TREE
 BUILT_IN = {
     "pairs": ["layout=pairs"],
     "cellpose": ["layout=pairs", "images='**/*'", r"mask_from='(?<!_masks)\.[a-z]+$'", "mask_to='_masks.png'"],
@@ -30,7 +28,7 @@ USAGE = """Convert a published labelled dataset to DATASET/{{train,val,test}}/{{
 
 usage: prepare FORMAT SRC --out DIR [--print-config] [key=value …]
 
-FORMAT is a layout ({layouts}), a preset of data_curation/configs
+FORMAT is a layout ({layouts}), a recipe known by name
 ({presets}) or the path of a YAML recipe.
 DIR also gets dataset.yaml and {report}, which says what was refused and why.
 """
@@ -39,14 +37,10 @@ DIR also gets dataset.yaml and {report}, which says what was refused and why.
 SYNTAX = Syntax(config=PrepareConfig, settings={"--out": "out"}, valued=())
 
 
-def main(argv: Sequence[str] | None = None, presets: Path = PRESETS) -> int:
-    """Run the command and return its exit code; `presets` is the folder of named recipes."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     return run_command(
-        words(argv) or ["--help"],
-        help_text=lambda: _help_text(presets),
-        syntax=lambda: SYNTAX,
-        configure=lambda given: configure(given, presets),
-        run=_run,
+        words(argv) or ["--help"], help_text=_help_text, syntax=lambda: SYNTAX, configure=configure, run=_run
     )
 
 
@@ -55,41 +49,44 @@ def _run(config: PrepareConfig) -> RunOutcome:
     return RunOutcome(folder=Path(config.out))
 
 
-def _help_text(presets: Path) -> str:
-    names = ", ".join(_preset_names(presets)) or "none found here"
+def _help_text() -> str:
+    names = ", ".join(_preset_names()) or "none found here"
     usage = USAGE.format(layouts=", ".join(BUILT_IN), presets=names, report="prepare_report.csv")
     return f"{usage}\nEvery key:\n{describe(PrepareConfig)}"
 
 
-def parse(arguments: Sequence[str], presets: Path = PRESETS) -> PrepareConfig:
+def parse(arguments: Sequence[str]) -> PrepareConfig:
     """Config of a command line.
 
     Raises:
         ConfigError: an unknown format, no SRC or --out, or a wrong key or value.
     """
-    return configure(split(arguments, SYNTAX), presets)
+    return configure(split(arguments, SYNTAX))
 
 
-def configure(given: Arguments, presets: Path = PRESETS) -> PrepareConfig:
+def configure(given: Arguments) -> PrepareConfig:
     """Config of a split command line; errors as `parse`."""
     if len(given.files) != 2 or not any(item.startswith("out=") for item in given.settings):
         raise ConfigError("prepare needs a format, a source and a folder: prepare FORMAT SRC --out DIR; see --help")
     name, source = given.files
-    path, base = _format(name, presets)
+    path, base = _format(name)
     return load(PrepareConfig, path, [*base, setting(PrepareConfig, "src", source), *given.settings])
 
 
-def _format(name: str, presets: Path) -> tuple[Path | None, list[str]]:
+def _format(name: str) -> tuple[Path | None, list[str]]:
     if name in BUILT_IN:
         return None, BUILT_IN[name]
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name), []
-    names = _preset_names(presets)
-    if name in names:
-        return presets / f"{name}.yaml", []
-    raise ConfigError(f"unknown format {name!r}: choose one of {', '.join([*BUILT_IN, *names])}, or a YAML recipe")
+    names = _preset_names()
+    if name in names or Path(name).suffix in (".yaml", ".yml"):
+        return find_recipe(name, "data_curation"), []
+    known = [*BUILT_IN, *names]
+    close = difflib.get_close_matches(name, known, n=1)
+    nearest = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}, or a YAML recipe"
+    raise ConfigError(f"unknown format {name!r}: {nearest}")
 
 
-def _preset_names(presets: Path) -> list[str]:
+def _preset_names() -> list[str]:
     """Recipes that prepare labelled data (they name a layout), not those of curation."""
-    return [file.stem for file in sorted(presets.glob("*.yaml")) if "\nlayout:" in file.read_text(encoding="utf-8")]
+    folder = recipe_folder("data_curation")
+    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in recipe_names("data_curation")}
+    return [name for name, text in texts.items() if "\nlayout:" in text]

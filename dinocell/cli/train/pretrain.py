@@ -21,7 +21,7 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
     """
     from dinocell.pretrain import PretrainConfig
 
-    return recipe_parse(PretrainConfig, arguments)
+    return recipe_parse(PretrainConfig, "ssl", arguments)
 
 
 def run(config: PretrainConfig) -> RunOutcome:
@@ -38,4 +38,4 @@ def main(argv: Sequence[str] | None = None, description: str = "Stage 1: self-su
     """Run the command and return its exit code."""
     from dinocell.pretrain import PretrainConfig
 
-    return recipe_main(PretrainConfig, run, description, argv)
+    return recipe_main(PretrainConfig, "ssl", run, description, argv)

@@ -49,7 +49,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 def run(name: str, src: Path, *more: str) -> tuple[Path, list[dict[str, str]]]:
     out = src.parent / "prepared"
-    config = parse([name, str(src), "--out", str(out), *more], PRESETS)
+    config = parse([name, str(src), "--out", str(out), *more])
     prepare(config)
     with (out / "prepare_report.csv").open() as file:
         return out, list(csv.DictReader(file))
@@ -433,7 +433,8 @@ def test_presets_are_part_of_an_installed_package(tmp_path: Path) -> None:
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True
     )
     assert "LIVECell" in done.stdout, done.stderr
-    assert {file.name for file in installed.rglob("presets/*.yaml")} == {file.name for file in PRESETS.glob("*.yaml")}
+    copied = (installed / "dinocell" / "recipes" / "data_curation").glob("*.yaml")
+    assert {file.name for file in copied} == {file.name for file in PRESETS.glob("*.yaml")}
 
 
 def test_presets_are_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,9 +445,9 @@ def test_presets_are_found_from_any_directory(tmp_path: Path, monkeypatch: pytes
 
 def test_wrong_commands(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown format 'foo'"):
-        parse(["foo", "src", "--out", "o"], PRESETS)
+        parse(["foo", "src", "--out", "o"])
     with pytest.raises(ConfigError, match="FORMAT SRC --out DIR"):
-        parse(["pairs", "src"], PRESETS)
+        parse(["pairs", "src"])
     with pytest.raises(ConfigError, match="no such folder"):
         run("pairs", tmp_path / "nothing")
     save(tmp_path / "src" / "x.png", picture())
@@ -458,7 +459,7 @@ def test_wrong_commands(tmp_path: Path) -> None:
     "name", [*BUILT_IN, *(file.stem for file in PRESETS.glob("*.yaml") if "\nlayout:" in file.read_text())]
 )
 def test_every_preset_is_complete(name: str) -> None:
-    config = parse([name, "src", "--out", "o"], PRESETS)
+    config = parse([name, "src", "--out", "o"])
     if name not in BUILT_IN:
         assert config.name and config.licence and config.citation
         assert config.source != "unknown"
