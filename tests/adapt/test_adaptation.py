@@ -80,10 +80,8 @@ def test_a_decoder_that_fits_no_more_is_re_aligned(
     """Stage 1 with a rate that changes the features, and a teacher that follows at once."""
     harsh = ["pretrain.optim.base_lr=0.01", "pretrain.teacher.momentum=0.2", "finetune.train.steps=30"]
     out = tmp_path / "out"
-    assert (
-        adaptation.run(adapt.parse(command(unlabelled, plain_model, out, *BY_RANK, *harsh, "finetune.train.lr=0.003")))
-        == 0
-    )
+    given = command(unlabelled, plain_model, out, *BY_RANK, *harsh, "finetune.train.lr=0.003")
+    assert adaptation.run(adapt.parse(given)).exit_code == 0
     note = json.loads((out / "adapted" / "adapted.json").read_text())
     assert note["agreement_as_it_is"] < 0.8 < note["agreement_re_aligned"]
     assert note["decoder"] == "trained"
@@ -145,7 +143,7 @@ def test_the_folder_holds_a_model_to_use_and_a_page_that_says_why(adapted: Path,
     meta = json.loads((adapted / "model" / "config.json").read_text())
     assert meta["adaptation"]["choice"] == summary["choice"]
     page = (adapted / "report.html").read_text()
-    for words in ("Stability", "principal components", "Segmentations before and after", "this is no score"):
+    for words in ("Stability", "principal components", "Segmentations before and after", "this is not a score"):
         assert words in page
     assert all(sentence.split(";")[0].split("(")[0] in page for sentence in summary["why"][1:])
 

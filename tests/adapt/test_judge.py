@@ -56,7 +56,7 @@ def steady(changes: tuple[int, ...], agreement: tuple[int, ...]) -> Stability:
 def test_without_labels_a_steadier_model_of_the_same_mind_is_a_sign_not_a_proof() -> None:
     verdict, _ = judge_stability(steady(OFF, (10,) * 6), steady(BETTER, (9,) * 6))
     assert (verdict.choice, verdict.helped) == ("adapted", None)
-    assert "no proof" in " ".join(verdict.sentences)
+    assert "not a proof" in " ".join(verdict.sentences)
 
 
 def test_a_model_that_finds_nothing_is_perfectly_steady_and_refused() -> None:
