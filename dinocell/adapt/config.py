@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dinocell.core.config import Settings, field, load
+from dinocell.core.config import load
 from dinocell.core.errors import ConfigError
+from dinocell.core.fields import Settings, field
 from dinocell.curation import CurateConfig
 from dinocell.finetune import FinetuneConfig
 from dinocell.models import ModelCard

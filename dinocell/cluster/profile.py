@@ -8,60 +8,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dinocell.core import config
+from dinocell.core import config, fields
 from dinocell.core.errors import EXIT_STOPPED, ConfigError
 from dinocell.core.recipes import find_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile(config.Settings):
+class Profile(fields.Settings):
     """Resources to request from the cluster."""
 
-    name: str = config.field("dinocell", "job name")
-    folder: str = config.field("slurm_logs", "folder of job scripts and logs; %j becomes the job's number")
-    partition: str | None = config.field(None, "SLURM partition")
-    account: str | None = config.field(None, "account to charge")
-    qos: str | None = config.field(None, "quality of service")
-    constraint: str | None = config.field(None, "node features, as sbatch --constraint")
-    nodes: int = config.field(1, "nodes", "nodes", at_least=1)
-    tasks_per_node: int = config.field(1, "processes per node: one per GPU", "processes", at_least=1)
-    gpus_per_node: int = config.field(0, "GPUs per node", "GPUs", at_least=0)
-    gpu_type: str | None = config.field(None, "kind of GPU where the cluster has several, e.g. a100")
-    cpus_per_task: int = config.field(2, "CPU cores per process: its own and its data workers'", "cores", at_least=1)
-    memory_gb: int | None = config.field(None, "memory per node; null leaves the cluster's default", "GB", at_least=1)
-    time_minutes: int = config.field(60, "time limit", "min", at_least=1)
-    signal_delay_seconds: int = config.field(
+    name: str = fields.field("dinocell", "job name")
+    folder: str = fields.field("slurm_logs", "folder of job scripts and logs; %j becomes the job's number")
+    partition: str | None = fields.field(None, "SLURM partition")
+    account: str | None = fields.field(None, "account to charge")
+    qos: str | None = fields.field(None, "quality of service")
+    constraint: str | None = fields.field(None, "node features, as sbatch --constraint")
+    nodes: int = fields.field(1, "nodes", "nodes", at_least=1)
+    tasks_per_node: int = fields.field(1, "processes per node: one per GPU", "processes", at_least=1)
+    gpus_per_node: int = fields.field(0, "GPUs per node", "GPUs", at_least=0)
+    gpu_type: str | None = fields.field(None, "kind of GPU where the cluster has several, e.g. a100")
+    cpus_per_task: int = fields.field(2, "CPU cores per process: its own and its data workers'", "cores", at_least=1)
+    memory_gb: int | None = fields.field(None, "memory per node; null leaves the cluster's default", "GB", at_least=1)
+    time_minutes: int = fields.field(60, "time limit", "min", at_least=1)
+    signal_delay_seconds: int = fields.field(
         120, "warning before the time limit, in which to save and requeue", "s", above=0
     )
-    max_requeues: int = config.field(20, "how often a job may put itself back into the queue", at_least=0)
-    array_parallelism: int = config.field(64, "tasks of an array that run at the same time", "tasks", at_least=1)
-    modules: tuple[str, ...] = config.field((), "environment modules to load, in order")
-    conda: str | None = config.field(None, "conda environment to activate: a name or a folder")
-    venv: str | None = config.field(None, "virtual environment to activate: its folder")
-    setup: tuple[str, ...] = config.field((), "further shell lines before the job")
-    container: str | None = config.field(None, "command put before python, e.g. apptainer exec --nv image.sif")
-    python: str | None = config.field(
+    max_requeues: int = fields.field(20, "how often a job may put itself back into the queue", at_least=0)
+    array_parallelism: int = fields.field(64, "tasks of an array that run at the same time", "tasks", at_least=1)
+    modules: tuple[str, ...] = fields.field((), "environment modules to load, in order")
+    conda: str | None = fields.field(None, "conda environment to activate: a name or a folder")
+    venv: str | None = fields.field(None, "virtual environment to activate: its folder")
+    setup: tuple[str, ...] = fields.field((), "further shell lines before the job")
+    container: str | None = fields.field(None, "command put before python, e.g. apptainer exec --nv image.sif")
+    python: str | None = fields.field(
         None, "interpreter of the job; null takes the one that submits, or python with conda, venv or container"
     )
-    mail_user: str | None = config.field(None, "address for SLURM's mails")
-    mail_type: str = config.field("END,FAIL,REQUEUE", "occasions of a mail, if mail_user is set")
-    extra: dict[str, str] = config.field(factory=dict, doc="further sbatch options, name: value")
+    mail_user: str | None = fields.field(None, "address for SLURM's mails")
+    mail_type: str = fields.field("END,FAIL,REQUEUE", "occasions of a mail, if mail_user is set")
+    extra: dict[str, str] = fields.field(factory=dict, doc="further sbatch options, name: value")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gpus_per_node and self.tasks_per_node != self.gpus_per_node:
-            raise config.SettingError(
+            raise fields.SettingError(
                 "tasks_per_node",
                 f"{self.tasks_per_node} processes for {self.gpus_per_node} GPUs per node; every GPU needs its own "
                 f"process, set tasks_per_node={self.gpus_per_node}",
             )
         if self.signal_delay_seconds >= 60 * self.time_minutes:
-            raise config.SettingError(
+            raise fields.SettingError(
                 "signal_delay_seconds",
                 f"{self.signal_delay_seconds} s of warning do not fit into time_minutes={self.time_minutes}",
             )
         if self.conda and self.venv:
-            raise config.SettingError("conda", f"{self.conda!r} and venv={self.venv!r} are both set; choose one")
+            raise fields.SettingError("conda", f"{self.conda!r} and venv={self.venv!r} are both set; choose one")
 
     def setup_lines(self) -> list[str]:
         """Shell lines that prepare the environment, in the batch script before the job."""
@@ -105,7 +105,7 @@ def take_profile(arguments: Sequence[str]) -> tuple[Profile, list[str]]:
             rest.append(argument)
     try:
         return config.load(Profile, find_recipe(path, "slurm") if path is not None else None, own), rest
-    except config.SettingError as error:
+    except fields.SettingError as error:
         raise error.within("profile") from None
 
 

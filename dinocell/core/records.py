@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from dinocell.core.config import SettingError
 from dinocell.core.errors import ConfigError
+from dinocell.core.fields import SettingError
 
 T = TypeVar("T")
 OTHER = "other"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.core.config import SettingError, Settings, field
+from dinocell.core.fields import SettingError, Settings, field
 from dinocell.images.gray.contrast import HIGH_PERCENTILE, LOW_PERCENTILE
 
 

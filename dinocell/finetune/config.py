@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.core.config import SettingError, Settings, field
 from dinocell.core.device import Precision
+from dinocell.core.fields import SettingError, Settings, field
 from dinocell.images.gray.preprocess import PreprocessConfig
 from dinocell.models import DecoderConfig
 from dinocell.models.folder import VIEWS, Fit

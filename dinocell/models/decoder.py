@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinocell.core.config import SettingError, Settings, field
+from dinocell.core.fields import SettingError, Settings, field
 
 DecoderKind = Literal["transposed", "bilinear", "linear"]
 

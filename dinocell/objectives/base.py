@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dinocell.core import log
-from dinocell.core.config import Settings, field
+from dinocell.core.fields import Settings, field
 from dinocell.images.geometry.symmetry import Turn
 from dinocell.labels.cells import Cells
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.core.config import SettingError, Settings, field
 from dinocell.core.device import Precision
+from dinocell.core.fields import SettingError, Settings, field
 from dinocell.images.gray.contrast import HIGH_PERCENTILE, LOW_PERCENTILE
 from dinocell.models import ViTConfig
 from dinocell.models.weights.resize import PatchResize

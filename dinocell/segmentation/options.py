@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, Literal, TypedDict, get_args
 
-from dinocell.core.config import SettingError, Settings, field
 from dinocell.core.errors import ConfigError
+from dinocell.core.fields import SettingError, Settings, field
 from dinocell.images.depth import Depth, check_depth
 from dinocell.images.planes import Channel
 from dinocell.objectives import ObjectiveConfig

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dinocell.core import log
-from dinocell.core.config import Resume, default_values, flatten, leaves, to_dict
+from dinocell.core.config import default_values, flatten, leaves, to_dict
 from dinocell.core.errors import ConfigError
+from dinocell.core.fields import Resume
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,15 @@ import pytest
 
 from dinocell.core import config
 from dinocell.core.errors import ConfigError
+from dinocell.core.fields import Settings, field
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    lr: float = config.field(1e-4, "peak learning rate")
-    scale: tuple[float, float] = config.field((0.3, 1.0), "crop scale", "share of the area")
-    kind: Literal["cosine", "constant"] = config.field("cosine", "decay")
-    limit: int | None = config.field(None, "stop after", "steps")
+    lr: float = field(1e-4, "peak learning rate")
+    scale: tuple[float, float] = field((0.3, 1.0), "crop scale", "share of the area")
+    kind: Literal["cosine", "constant"] = field("cosine", "decay")
+    limit: int | None = field(None, "stop after", "steps")
 
     def __post_init__(self) -> None:
         if self.lr < 0:
@@ -28,9 +29,9 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    root: tuple[str, ...] = config.field(doc="folders of images")
-    seed: int = config.field(0, "seed")
-    train: Train = config.field(factory=Train, doc="training")
+    root: tuple[str, ...] = field(doc="folders of images")
+    seed: int = field(0, "seed")
+    train: Train = field(factory=Train, doc="training")
 
 
 def test_overrides_win_over_the_recipe_and_it_over_its_parent(tmp_path: Path) -> None:
@@ -110,15 +111,15 @@ def test_every_shipped_recipe_loads(recipe: str, repository: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inner(config.Settings):
-    size: int = config.field(1, "size", "px", at_least=1)
-    share: float = config.field(0.5, "share", at_least=0, at_most=1)
-    open: float = config.field(0.5, "open", above=0, below=1)
-    rate: float = config.field(1e-4, "rate", above=0, advanced=True)
-    span: tuple[float, float] = config.field((0.1, 0.2), "span", above=0, rising=True)
-    views: int = config.field(1, "views", one_of=(1, 2, 4), applies_to=("kind=b",))
-    kind: Literal["a", "b"] = config.field("a", "kind")
-    depth: int | None = config.field(None, "depth", at_least=1)
+class Inner(Settings):
+    size: int = field(1, "size", "px", at_least=1)
+    share: float = field(0.5, "share", at_least=0, at_most=1)
+    open: float = field(0.5, "open", above=0, below=1)
+    rate: float = field(1e-4, "rate", above=0, advanced=True)
+    span: tuple[float, float] = field((0.1, 0.2), "span", above=0, rising=True)
+    views: int = field(1, "views", one_of=(1, 2, 4), applies_to=("kind=b",))
+    kind: Literal["a", "b"] = field("a", "kind")
+    depth: int | None = field(None, "depth", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,9 +127,9 @@ class Inner(config.Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outer(config.Settings):
-    inner: Inner = config.field(factory=Inner, doc="inner")
-    last: int = config.field(0, "last", at_least=0)
+class Outer(Settings):
+    inner: Inner = field(factory=Inner, doc="inner")
+    last: int = field(0, "last", at_least=0)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def is_number(cls: type, name: str) -> bool:
 @pytest.mark.parametrize("cls", recipes(), ids=lambda cls: cls.__name__)
 def test_every_setting_is_described_and_every_number_bounded(cls: type) -> None:
     for group in groups(cls):
-        assert issubclass(group, config.Settings), group
+        assert issubclass(group, Settings), group
         for item in fields(group):
             assert item.metadata["doc"], f"{group.__name__}.{item.name}"
             if is_number(group, item.name):

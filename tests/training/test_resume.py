@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from dinocell.core.config import Settings, field, load, to_dict
+from dinocell.core.config import load, to_dict
 from dinocell.core.errors import ConfigError
+from dinocell.core.fields import Settings, field
 from dinocell.training.resume import changed_settings, check_resumable, refuse_unused
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dinocell.core.config import SettingError, Settings, field
+from dinocell.core.fields import SettingError, Settings, field
 
 Layout = Literal["pairs", "coco", "dsb2018", "ctc", "binary", "contours", "rois", "tyc", "nd2_masks"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dinocell.core import log
-from dinocell.core.config import Settings, field
 from dinocell.core.errors import DataError
+from dinocell.core.fields import Settings, field
 from dinocell.images.gray.clahe import apply_clahe
 from dinocell.images.gray.contrast import HIGH_PERCENTILE, LOW_PERCENTILE, stretch
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dinocell.core import log
-from dinocell.core.config import SettingError, Settings, field
+from dinocell.core.fields import SettingError, Settings, field
 from dinocell.models.vit.attention import Backend, choose_backend, prepare_for_compile
 from dinocell.models.vit.block import NORM_EPS, Block
 from dinocell.models.weights.resize import fold_rgb_to_gray, interpolate_grid
