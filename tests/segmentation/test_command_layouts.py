@@ -148,4 +148,5 @@ def test_the_device_and_its_reason_are_said(
     assert command("segment", file, "--out", tmp_path, "--model", model) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("device: "))
     chosen = Segmenter(model)
-    assert line == f"device: {chosen.device} ({chosen.device_reason}), {str(chosen.dtype)[6:]} ({chosen.dtype_reason})"
+    number, runner = str(chosen.runner.dtype).removeprefix("torch."), chosen.runner
+    assert line == f"device: {runner.device} ({chosen.device_reason}), {number} ({chosen.dtype_reason})"
