@@ -23,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 from dinocell.core import log
+from dinocell.core.arrays import Float32
 from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.core.files import atomic_write_bytes, local_path, sha256_of
 from dinocell.datasets.synthetic.sample import make_image
@@ -51,8 +52,6 @@ CITE = (
         "doi": "10.1038/s41592-020-01018-x",
     },
 )
-
-Float32 = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

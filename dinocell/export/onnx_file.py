@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dinocell import __version__
 from dinocell.core import log
+from dinocell.core.arrays import Float32
 from dinocell.core.errors import CheckpointError, ConfigError
 from dinocell.core.files import atomic_write_bytes
 from dinocell.core.records import as_json
@@ -42,8 +42,6 @@ TOLERANCE = 1e-3
 """Largest difference from PyTorch, as a part of the largest output, that is accepted."""
 MAX_BYTES = 2**31 - 2**24
 """What fits in one ONNX file."""
-
-Float32 = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from dinocell.core.arrays import Labels
 from dinocell.core.jit import compiled
-
-Labels = npt.NDArray[np.int32]
 
 # Pixels that are looked at together, to pass over empty ground in strides.
 BLANK = 32

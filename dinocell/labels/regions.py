@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from dinocell.core.arrays import Labels
 from dinocell.core.jit import compiled
 from dinocell.labels.cells import BLANK, is_blank
-
-Labels = npt.NDArray[np.int32]
 
 
 def fill_holes(labels: Labels) -> npt.NDArray[np.int64]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dinocell.core import log
+from dinocell.core.arrays import Labels
 from dinocell.core.fields import Settings, field
 from dinocell.images.geometry.symmetry import Turn
 from dinocell.labels.cells import Cells
@@ -26,7 +27,6 @@ from dinocell.labels.cells import Cells
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int32]
 
 FLOWS, DISTANCE, SEMANTIC = ("kind=flows",), ("kind=distance",), ("kind=semantic",)
 

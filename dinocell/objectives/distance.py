@@ -14,9 +14,10 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 from torch import Tensor
 
+from dinocell.core.arrays import Labels
 from dinocell.labels.cells import find_cells, keep_cells
 from dinocell.labels.regions import fill_holes
-from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, weighted_mean
+from dinocell.objectives.base import Array, Decoded, Frame, Objective, weighted_mean
 
 EIGHT = np.ones((3, 3), bool)
 

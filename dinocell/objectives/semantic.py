@@ -17,8 +17,9 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 from torch import Tensor
 
+from dinocell.core.arrays import Labels
 from dinocell.labels.cells import keep_cells
-from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, ObjectiveConfig, weighted_mean
+from dinocell.objectives.base import Array, Decoded, Frame, Objective, ObjectiveConfig, weighted_mean
 
 EIGHT = np.ones((3, 3), bool)
 DICE_SMOOTH = 1.0

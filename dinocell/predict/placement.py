@@ -11,12 +11,12 @@ from typing import Any, Literal, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.core.arrays import Float32
 from dinocell.images.geometry.resize import resize_image, resize_labels, resize_maps
 from dinocell.models.folder import Fit
 from dinocell.predict.large.regions import FilledSource, ScaledMaps, ScaledSource, Source
 from dinocell.predict.windows import Window, covering_windows
 
-Float32 = NDArray[np.float32]
 Size = tuple[int, int]
 Fill = Literal["mirror", "edge", "zero"]
 """Continuation of the image below and to the right: its mirror image, its last row and column, or 0, its mean."""

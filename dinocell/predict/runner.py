@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dinocell.core import device as devices
+from dinocell.core.arrays import Float32
 from dinocell.core.errors import ConfigError
 from dinocell.images.mapped import copy_by_bands, release
 from dinocell.models import SegmentationModel
 from dinocell.predict.large.regions import Source
 from dinocell.predict.large.work_folder import Scratch
 from dinocell.predict.views import averaged
-from dinocell.predict.windows import OVERLAP, WINDOW, Float32, Stitcher, Window, covering_windows, starts, taper
+from dinocell.predict.windows import OVERLAP, WINDOW, Stitcher, Window, covering_windows, starts, taper
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")

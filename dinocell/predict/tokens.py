@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dinocell.core.arrays import Float32
 from dinocell.labels.cells import renumber_table
 from dinocell.predict.placement import Placement
 from dinocell.predict.runner import Runner
 from dinocell.predict.windows import Window, taper
 
 BAND_ROWS = 2048
-
-Float32 = NDArray[np.float32]
 
 
 def cell_embeddings(

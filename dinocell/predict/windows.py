@@ -12,12 +12,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from dinocell.core.arrays import Float32
 
 WINDOW = 512
 OVERLAP = 128
-
-Float32 = NDArray[np.float32]
 
 
 class Window(NamedTuple):

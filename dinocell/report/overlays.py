@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.core.arrays import UInt8
 from dinocell.images.geometry.resize import resize_image
 from dinocell.images.gray.contrast import to_uint8
 from dinocell.labels.cells import renumber
 from dinocell.labels.contours import inner_edges, trace_contours
-
-UInt8 = NDArray[np.uint8]
 
 TRUE_POSITIVE = (46, 172, 102)
 FALSE_POSITIVE = (222, 62, 58)

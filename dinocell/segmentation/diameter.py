@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.core.arrays import Float32
 from dinocell.core.errors import ConfigError
 from dinocell.labels.cells import equivalent_diameters, find_cells
 from dinocell.models.training_record import CellDiameters, Training
@@ -51,8 +52,6 @@ WARNED = 0.5
 MAX_RESCALE = 16.0
 MOST_WINDOWS = (len(SCALES) + HYPOTHESES + 1) * WINDOWS
 """Windows that an estimate runs through the network at most."""
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

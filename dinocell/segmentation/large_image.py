@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinocell.core import log
+from dinocell.core.arrays import Float32
 from dinocell.images.mapped import band_rows, release
 from dinocell.images.planes import InputPlane
 from dinocell.labels.cells import MAX_UINT16
@@ -19,7 +20,7 @@ from dinocell.predict.placement import Placement
 from dinocell.predict.runner import Runner
 from dinocell.predict.windows import starts
 from dinocell.segmentation.notes import CONSTANT, Note
-from dinocell.segmentation.result import Float32, SegmentationResult
+from dinocell.segmentation.result import SegmentationResult
 
 
 def segment_large(

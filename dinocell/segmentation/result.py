@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dinocell.core.arrays import Float32
 from dinocell.core.errors import ConfigError
 from dinocell.images.mapped import highest, release
 from dinocell.images.planes import InputPlane
@@ -16,8 +17,6 @@ from dinocell.labels.table import cell_table
 from dinocell.objectives import Objective
 from dinocell.predict.large.regions import ScaledMaps
 from dinocell.segmentation.notes import Note
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

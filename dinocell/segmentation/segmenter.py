@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dinocell.core import device as devices
+from dinocell.core.arrays import Float32
 from dinocell.core.errors import ConfigError
 from dinocell.core.records import as_json
 from dinocell.images.depth import choose_depth
@@ -43,8 +44,6 @@ from dinocell.segmentation.options import SegmentKwargs, SegmentOptions
 from dinocell.segmentation.result import SegmentationResult
 
 LARGE_PIXELS = 64 * 2**20
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from dinocell.cli.arguments import named, words
 from dinocell.core import log
+from dinocell.core.arrays import Float32
 from dinocell.core.device import autocast, choose_device, choose_dtype
 from dinocell.core.errors import ConfigError
 from dinocell.core.files import atomic_write_bytes
@@ -47,7 +48,6 @@ from dinocell.report.pca import Tokens, pca_grid
 
 Mode = Literal["resize", "pad", "tile"]
 Picture = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

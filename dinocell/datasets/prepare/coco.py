@@ -11,8 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dinocell.core.arrays import Labels
 from dinocell.core.errors import DataError, first_line
-from dinocell.datasets.prepare.common import Found, Labeller, Labels, Mask, Refusal, merge_masks
+from dinocell.datasets.prepare.common import Found, Labeller, Mask, Refusal, merge_masks
 
 
 def find(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Labels = npt.NDArray[np.int32]
+from dinocell.core.arrays import Labels
+
 Mask = npt.NDArray[np.bool_]
 Labeller = Callable[[], tuple[Labels, list[str]]]
 """Gives the labels (H, W) int32 of an image and notes about them, or raises DataError."""

@@ -16,10 +16,11 @@ from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
 from dinocell.core import log
+from dinocell.core.arrays import Labels
 from dinocell.core.errors import ConfigError, DataError, first_line
 from dinocell.core.files import atomic_write_text
 from dinocell.datasets.labelled import SPLITS, open_dataset
-from dinocell.datasets.prepare.common import Labels, Pair
+from dinocell.datasets.prepare.common import Pair
 from dinocell.datasets.prepare.config import PrepareConfig
 from dinocell.datasets.prepare.layouts import find_pairs
 from dinocell.images.gray.channels import to_gray

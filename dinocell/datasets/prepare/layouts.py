@@ -14,10 +14,11 @@ import numpy.typing as npt
 import tifffile
 from scipy import ndimage
 
+from dinocell.core.arrays import Labels
 from dinocell.core.errors import ConfigError, DataError
 from dinocell.datasets.prepare import coco, published
 from dinocell.datasets.prepare.cellpose import read_seg_masks
-from dinocell.datasets.prepare.common import Found, Labels, Mask, Pair, Refusal, merge_masks
+from dinocell.datasets.prepare.common import Found, Mask, Pair, Refusal, merge_masks
 from dinocell.datasets.prepare.config import PrepareConfig
 from dinocell.images.listing import LABEL_ENDINGS, SUFFIXES
 from dinocell.images.read import read_image

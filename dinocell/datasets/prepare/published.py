@@ -14,9 +14,10 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
+from dinocell.core.arrays import Labels
 from dinocell.core.errors import DataError, first_line
 from dinocell.datasets.prepare.coco import draw
-from dinocell.datasets.prepare.common import Found, Labels, merge_masks
+from dinocell.datasets.prepare.common import Found, merge_masks
 from dinocell.images.gray.channels import TRANSMITTED, planes
 from dinocell.images.read import read_image, read_series
 from dinocell.labels.files import read_labels

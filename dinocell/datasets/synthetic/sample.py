@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.core.arrays import Labels
 from dinocell.datasets.synthetic.optics import fractal_noise, render_brightfield, render_fluorescence, render_phase
-from dinocell.datasets.synthetic.shapes import Float, Labels, crop_layout, draw_layout
+from dinocell.datasets.synthetic.shapes import Float, crop_layout, draw_layout
 
 Modality = Literal["phase", "brightfield", "fluorescence"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)

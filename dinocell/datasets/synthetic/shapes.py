@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dinocell.core.arrays import Labels
+
 Shape = Literal["round", "elongated", "lobed", "spindle"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 Float = NDArray[np.float32]
-Labels = NDArray[np.int32]
 
 # Smaller remnants, of cells cut by the rim, are neither drawn nor labelled.
 MIN_AREA = 30

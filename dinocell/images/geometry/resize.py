@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Float32 = npt.NDArray[np.float32]
+from dinocell.core.arrays import Float32
+
 Array = npt.NDArray[Any]
 Enlarging = Literal["cubic", "linear", "nearest"]
 _METHODS: dict[Enlarging, int] = {

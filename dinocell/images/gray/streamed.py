@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinocell.core.arrays import Float32
 from dinocell.images.gray.bands import histogram_by_bands
 from dinocell.images.gray.clahe import BINS, apply_tables, tile_table
 from dinocell.images.gray.contrast import limits, to_unit
@@ -20,7 +21,6 @@ from dinocell.images.mapped import release
 
 STEP = 1024
 
-Float32 = NDArray[np.float32]
 Slices = tuple[slice, slice]
 
 

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinocell.core.arrays import Labels
 from dinocell.labels.cells import Cells, measure_cells
 from dinocell.labels.regions import fill_holes
-from dinocell.objectives.base import Array, Decoded, Frame, Labels, Objective, ObjectiveConfig, weighted_mean
+from dinocell.objectives.base import Array, Decoded, Frame, Objective, ObjectiveConfig, weighted_mean
 from dinocell.objectives.flows import walk
 from dinocell.objectives.flows.seeds import label_sinks
 from dinocell.objectives.flows.targets import Variant, flow_errors, masks_to_flows

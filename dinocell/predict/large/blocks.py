@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dinocell.core import log
+from dinocell.core.arrays import Float32
 from dinocell.images.mapped import copy_by_bands
 from dinocell.objectives import Decoded, Frame, Objective, ObjectiveConfig, build_objective
 
@@ -24,8 +25,6 @@ HALO = 256
 MAX_HALO = 4096
 # Decoding looks this far beyond a pixel at most (growing seeds, filling holes, gradients).
 MARGIN = 8
-
-Float32 = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)

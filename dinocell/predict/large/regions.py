@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dinocell.core.arrays import Float32
 from dinocell.images.mapped import release
 
-Float32 = NDArray[np.float32]
 Kernel = Literal["area", "cubic", "linear"]
 CUBIC_A = -0.75  # OpenCV's
 
