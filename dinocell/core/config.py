@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dinocell.core.errors import ConfigError, first_line
-from dinocell.core.fields import SettingError
+from dinocell.core.fields import REQUIRED, SettingError
 
 T = TypeVar("T")
 EXTENDS = "extends"
@@ -291,7 +291,7 @@ def _paragraph(cls: type, name: str, item: dataclasses.Field) -> str:
     for part in name.split("."):
         hint = get_type_hints(hint)[part]
     default = item.default if item.default is not dataclasses.MISSING else _factory_default(item)
-    shown = "required" if default == MISSING else f"default {_show(default)}"
+    shown = "required" if default == REQUIRED else f"default {_show(default)}"
     bounds, unit = item.metadata.get("bounds"), item.metadata.get("unit")
     kind = " | ".join(map(str, item.metadata.get("one_of", ()))) or type_name(hint)
     kind += f", {bounds.short()}" if bounds else ""

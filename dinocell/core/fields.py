@@ -8,13 +8,13 @@ import typing
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING
-
 from dinocell.core.errors import ConfigError
 
 T = TypeVar("T")
 
 
+REQUIRED = "???"
+"""Default of a field that the user must set, as OmegaConf marks it."""
 Resume = Literal["fixed", "free", "neutral"]
 
 
@@ -60,7 +60,7 @@ def field(
     }
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
-    return dataclasses.field(default=MISSING if default is dataclasses.MISSING else default, metadata=metadata)
+    return dataclasses.field(default=REQUIRED if default is dataclasses.MISSING else default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
