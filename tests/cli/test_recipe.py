@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dinocell.cli.recipe import recipe_main, recipe_parse
-from dinocell.core import config
 from dinocell.core.errors import run_main
+from dinocell.core.fields import field
 from dinocell.finetune import FinetuneConfig
 from dinocell.pretrain import PretrainConfig
 from dinocell.training.outcome import RunOutcome
@@ -17,8 +17,8 @@ from dinocell.training.outcome import RunOutcome
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    root: tuple[str, ...] = config.field(doc="folders of images")
-    seed: int = config.field(0, "seed")
+    root: tuple[str, ...] = field(doc="folders of images")
+    seed: int = field(0, "seed")
 
 
 def test_command_line_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
